@@ -1,0 +1,98 @@
+# Every target sets up what it needs: a virtual environment per purpose, from hashed locks.
+# Nothing here installs system packages. Python: make PYTHON=python3.12 …
+PYTHON ?= python3
+TORCH_PYTHON ?= python3.11
+TORCH = torch==2.13.0
+TEST_DATA ?= ../shared/data
+
+RUN = .venv/.run
+TEST = .venv/.test
+DEV = .venv-dev/.done
+REFERENCE = .venv-reference/.done
+INSTALL = -m pip --disable-pip-version-check install --quiet --require-hashes
+
+.PHONY: help run serve test test-slow test-reference check lint bench demo lock clean
+
+help:
+	@echo 'make run             GPT-2 answers an API Gateway event with the demo model'
+	@echo 'make serve           the same over HTTP on 127.0.0.1:8080'
+	@echo 'make test            the quick test suite'
+	@echo 'make test-slow       fuzzing with many more examples'
+	@echo 'make test-reference  against transformers and torch'
+	@echo 'make check           formatting, lint and types, read-only;  make lint repairs'
+	@echo 'make bench           cold start and decode against transformers'
+	@echo 'make demo            train the demo model again (an hour)'
+	@echo 'make lock            resolve the hashed requirement files again'
+
+run: $(RUN)
+	@.venv/bin/python -m handler invoke --text events/api-generate.json
+
+serve: $(RUN)
+	@.venv/bin/python -m handler serve
+
+test: $(TEST) $(DEV)
+	.venv/bin/python -m pytest -m 'not slow and not reference'
+
+test-slow: $(TEST)
+	.venv/bin/python -m pytest -m slow
+
+test-reference: $(REFERENCE)
+	.venv-reference/bin/python -m pytest -m reference
+
+check: $(DEV)
+	.venv-dev/bin/ruff format --check .
+	.venv-dev/bin/ruff check .
+	.venv-dev/bin/mypy
+
+lint: $(DEV)
+	.venv-dev/bin/ruff check --fix .
+	.venv-dev/bin/ruff format .
+
+bench: $(REFERENCE)
+	.venv-reference/bin/python bench/cold_start.py
+	.venv-reference/bin/python bench/decode.py
+
+demo: $(REFERENCE)
+	.venv-reference/bin/python scripts/train_demo.py --corpus $(TEST_DATA)/corpus --out models/demo \
+	    --minutes 60 --batch 16 --compile
+
+# Written without registry addresses; torch is left out (see TORCH).
+lock: $(DEV)
+	for extra in image test reference bench dev; do \
+	    .venv-dev/bin/uv pip compile -q pyproject.toml --extra $$extra -o requirements/$$extra.txt $(LOCK_OPTIONS) || exit 1; \
+	done
+	.venv-dev/bin/uv pip compile -q pyproject.toml -o requirements/run.txt $(LOCK_OPTIONS)
+
+LOCK_OPTIONS = --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+    --no-emit-find-links --custom-compile-command 'make lock'
+
+clean:
+	rm -rf .venv .venv-dev .venv-reference .pytest_cache .mypy_cache .ruff_cache .hypothesis .aws-sam
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(RUN): requirements/run.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@echo 'setting up .venv (numpy, tokenizers, …)' >&2
+	@.venv/bin/python $(INSTALL) -r requirements/run.txt
+	@touch $@
+
+$(TEST): $(RUN) requirements/test.txt
+	@echo 'setting up .venv (pytest, hypothesis, …)' >&2
+	@.venv/bin/python $(INSTALL) -r requirements/test.txt
+	@touch $@
+
+# SAM brings AWS's runtime emulator and linter, which the tests use.
+$(DEV): requirements/dev.txt
+	@test -x .venv-dev/bin/python || $(PYTHON) -m venv .venv-dev
+	@echo 'setting up .venv-dev (ruff, mypy, SAM with its emulator, …)' >&2
+	@.venv-dev/bin/python $(INSTALL) -r requirements/dev.txt
+	@touch $@
+
+$(REFERENCE): requirements/reference.txt
+	@test -x .venv-reference/bin/python || $(TORCH_PYTHON) -m venv .venv-reference
+	@echo 'setting up .venv-reference (transformers, torch, …)' >&2
+	@.venv-reference/bin/python $(INSTALL) -r requirements/reference.txt
+	@.venv-reference/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH)
+	@touch $@

@@ -1,0 +1,188 @@
+"""`Engine`: a model directory, opened. The only object of the core that lives between requests."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from gpt2core import generate as generation
+from gpt2core.checkpoint import open_checkpoint
+from gpt2core.config import GPT2Config
+from gpt2core.errors import InvalidArgument, InvalidPrompt, ModelError, PromptTooLong
+from gpt2core.generate import Generation, Token
+from gpt2core.kernels import Float32, set_threads
+from gpt2core.model import all_logits
+from gpt2core.tokenizer import Tokenizer
+from gpt2core.weights import Weights
+
+PRECISIONS = ("auto", "f32")
+
+
+class Engine:
+    """GPT-2 from one model directory. Safe to share between threads: every call has its own cache.
+
+    `config` is the `GPT2Config`; `model_dir` the directory it was opened from.
+    """
+
+    def __init__(self, model_dir: str, config: GPT2Config, weights: Weights) -> None:
+        self.model_dir = model_dir
+        self.config = config
+        self._weights = weights
+        self._tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def open(
+        cls, model_dir: str | os.PathLike[str], precision: str = "auto", threads: int | None = None
+    ) -> "Engine":
+        """Map a Hugging Face model directory. Reads headers and configuration; no weight is read.
+
+        `precision`: what to compute in; "auto" and "f32" are float32. `threads`: how many NumPy's
+        OpenBLAS uses, for the whole process; None leaves it as it is, and it is without effect
+        under another BLAS.
+
+        Raises:
+            InvalidArgument: an unknown precision, or less than one thread.
+            ModelError: `ConfigError` or `CheckpointError`, naming file and field or tensor.
+        """
+        if precision not in PRECISIONS:
+            raise InvalidArgument(
+                f"precision {precision!r} cannot be had from {os.fspath(model_dir)}: it gives"
+                f" {' or '.join(PRECISIONS)}",
+                param="precision",
+            )
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise InvalidArgument(f"threads is {threads!r}, not a number from 1", param="threads")
+        path = os.fspath(model_dir)
+        if not os.path.isdir(path):
+            raise ModelError("no such model directory", file=path)
+        config = GPT2Config.from_file(os.path.join(path, "config.json"))
+        weights = Weights(open_checkpoint(path, config), config)
+        if threads is not None:
+            set_threads(threads)
+        return cls(path, config, weights)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The directory's tokenizer, opened when it is first asked for.
+
+        Raises:
+            TokenizerError: the directory has none, or its ids go beyond the model's vocabulary.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.open(self.model_dir)
+        return self._tokenizer
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Ids that the model starts from: an empty prompt is the beginning-of-text token.
+
+        Raises:
+            InvalidPrompt: `prompt` is no text, is empty where the model has no such token, or
+                holds a token that the model has no embedding for.
+            PromptTooLong: it exceeds the context.
+            TokenizerError: the directory has no tokenizer.
+        """
+        return self._checked(self.tokenizer.encode(prompt))
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 20,
+        stop: str | Sequence[str] = (),
+        deadline: float | None = None,
+    ) -> Generation:
+        """Continue `prompt` greedily and return the whole continuation.
+
+        `prompt` is text, or ids as `encode_prompt` gives them. `stop` ends the text before the
+        first of these strings; `deadline` is in `time.monotonic()` seconds and ends it early with
+        what there is.
+
+        Raises:
+            InvalidArgument: an argument of the wrong type or range; the error's `param` names it.
+            InvalidPrompt, PromptTooLong, TokenizerError: as `encode_prompt`.
+        """
+        return generation.collect(self.stream(prompt, max_new_tokens, stop, deadline))
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 20,
+        stop: str | Sequence[str] = (),
+        deadline: float | None = None,
+    ) -> Iterator[Token | Generation]:
+        """Yield every `Token` as its text becomes certain, and last the `Generation` they make.
+
+        Arguments and errors as for `generate`; errors come before this returns.
+        """
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(s, str) and s for s in stops):
+            raise InvalidArgument("stop must be a non-empty string or several", param="stop")
+        _check_count(max_new_tokens)
+        ids = self.encode_prompt(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        return generation.stream(
+            self._weights, self.config, self.tokenizer, ids, max_new_tokens, stops, deadline
+        )
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = 20,
+        stop: str | Sequence[str] = (),
+        deadline: float | None = None,
+    ) -> list[Generation]:
+        """Continue every prompt, one after the other; arguments and errors as for `generate`.
+
+        All prompts are checked before the first is continued.
+        """
+        streams = [self.stream(prompt, max_new_tokens, stop, deadline) for prompt in prompts]
+        return [generation.collect(items) for items in streams]
+
+    def generate_ids(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
+        """The new ids after `ids`, greedily, up to the end-of-text token (left out) or the context.
+
+        Needs no tokenizer.
+
+        Raises:
+            InvalidArgument, InvalidPrompt, PromptTooLong: as for `generate`.
+        """
+        _check_count(max_new_tokens)
+        return list(
+            generation.greedy_ids(self._weights, self.config, self._checked(ids), max_new_tokens)
+        )
+
+    def logits(self, ids: Sequence[int]) -> Float32:
+        """float32 [n_seq, vocab_size]: row i scores the token after `ids[: i + 1]`.
+
+        Raises:
+            InvalidPrompt, PromptTooLong: as for `generate`.
+        """
+        return all_logits(self._weights, self.config, self._checked(ids))
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        ids, config = list(ids), self.config
+        for i in ids:
+            if (
+                not isinstance(i, (int, np.integer))
+                or isinstance(i, bool)
+                or not 0 <= i < config.vocab_size
+            ):
+                raise InvalidPrompt(
+                    f"token id {i!r} is not one of the model's {config.vocab_size}", param="prompt"
+                )
+        if len(ids) > config.n_positions:
+            raise PromptTooLong(len(ids), config.n_positions)
+        if ids:
+            return ids
+        if config.bos_token_id is None or config.bos_token_id >= config.vocab_size:
+            raise InvalidPrompt(
+                "the prompt is empty and this model has no beginning-of-text token: send some text",
+                param="prompt",
+            )
+        return [config.bos_token_id]
+
+
+def _check_count(max_new_tokens: int) -> None:
+    if type(max_new_tokens) is not int or max_new_tokens < 0:
+        raise InvalidArgument(
+            f"max_new_tokens is {max_new_tokens!r}, not a whole number from 0",
+            param="max_new_tokens",
+        )

@@ -1,0 +1,240 @@
+"""GPT-2's forward pass as small pure functions named after the checkpoint's keys.
+
+Formulas: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", in the
+arrangement of the published code (https://github.com/openai/gpt-2, `src/model.py`).
+
+Axes, used everywhere:
+    n_seq   positions that go in now
+    n_kv    positions in the cache, these included
+    n_embd, n_head, n_inner, n_positions, vocab_size   as in `GPT2Config`
+    head_dim = n_embd / n_head
+"""
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+import numpy as np
+
+from gpt2core.config import GPT2Config
+from gpt2core.errors import CheckpointError
+from gpt2core.kernels import Float32, linear, unembed
+from gpt2core.weights import MLP, Affine, Attention, Block, Weights
+
+# Rows that prefill takes at once: attention scores stay below n_head * 256 * n_positions floats
+# (26 MB for gpt2-xl) however long the prompt is.
+PREFILL_ROWS = 256
+
+
+class KVCache:
+    """Keys and values of every layer for one sequence, allocated once for `capacity` positions."""
+
+    def __init__(self, config: GPT2Config, capacity: int) -> None:
+        shape = (config.n_layer, config.n_head, capacity, config.head_dim)
+        self.keys: Float32 = np.empty(shape, np.float32)
+        self.values: Float32 = np.empty(shape, np.float32)
+        self.capacity = capacity
+        self.n_kv = 0
+        """Positions that are filled."""
+
+
+def gelu_new(x: Float32) -> Float32:
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), Hendrycks & Gimpel 2016, eq. 2."""
+    inner = x * x
+    inner *= 0.044715
+    inner += 1.0
+    inner *= x
+    inner *= 0.7978845608028654
+    np.tanh(inner, out=inner)
+    inner += 1.0
+    inner *= x
+    inner *= 0.5
+    return inner
+
+
+def gelu(x: Float32) -> Float32:
+    """x Phi(x), with the error function of Abramowitz & Stegun 7.1.26 (|error| <= 1.5e-7)."""
+    z = np.abs(x).astype(np.float64) * 0.7071067811865476
+    t = 1.0 / (1.0 + 0.3275911 * z)
+    series = 0.254829592 + t * (
+        -0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))
+    )
+    erf = np.copysign(1.0 - t * series * np.exp(-z * z), x)
+    result: Float32 = (0.5 * x * (1.0 + erf)).astype(np.float32)
+    return result
+
+
+def _sigmoid(x: Float32) -> Float32:
+    # By tanh: exp(-x) overflows for large negative x.
+    half: Float32 = np.tanh(0.5 * x) * np.float32(0.5) + np.float32(0.5)
+    return half
+
+
+def _quick_gelu(x: Float32) -> Float32:
+    return x * _sigmoid(np.float32(1.702) * x)
+
+
+def _relu(x: Float32) -> Float32:
+    return np.maximum(x, np.float32(0))
+
+
+def _silu(x: Float32) -> Float32:
+    return x * _sigmoid(x)
+
+
+ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
+    "gelu_new": gelu_new,
+    "gelu_pytorch_tanh": gelu_new,
+    "gelu_fast": gelu_new,
+    "gelu_accurate": gelu_new,
+    "gelu": gelu,
+    "gelu_python": gelu,
+    "quick_gelu": _quick_gelu,
+    "relu": _relu,
+    "relu2": lambda x: np.square(_relu(x)),
+    "silu": _silu,
+    "swish": _silu,
+    "sigmoid": _sigmoid,
+    "tanh": np.tanh,
+    "linear": lambda x: x,
+}
+
+
+def layer_norm(x: Float32, norm: Affine, epsilon: float) -> Float32:
+    """x [n_seq, n_embd] -> [n_seq, n_embd], each row to mean 0 and variance 1, then affine."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.einsum("ij,ij->i", centred, centred)[:, None] / np.float32(x.shape[-1])
+    centred /= np.sqrt(variance + np.float32(epsilon))
+    centred *= norm.weight
+    centred += norm.bias
+    return centred
+
+
+def softmax(x: Float32) -> Float32:
+    """Over the last axis, in place."""
+    x -= x.max(axis=-1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(axis=-1, keepdims=True)
+    return x
+
+
+def causal_mask(n_seq: int) -> Float32 | None:
+    """[n_seq, n_seq] to add to the scores of the new positions among themselves; None for one.
+
+    Positions that are in the cache already are visible to all new ones and need no mask.
+    """
+    if n_seq == 1:
+        return None
+    return np.triu(np.full((n_seq, n_seq), -np.inf, np.float32), 1)
+
+
+def attention(
+    x: Float32,
+    attn: Attention,
+    keys: Float32,
+    values: Float32,
+    n_past: int,
+    mask: Float32 | None,
+    scale: float,
+) -> Float32:
+    """x [n_seq, n_embd] -> [n_seq, n_embd]; writes its keys and values into the cache.
+
+    `keys`, `values`: this layer's cache [n_head, capacity, head_dim], filled up to `n_past`.
+    """
+    n_seq, n_embd = x.shape
+    n_head, _, head_dim = keys.shape
+    n_kv = n_past + n_seq
+    qkv = linear(x, *attn.c_attn).reshape(n_seq, 3, n_head, head_dim).transpose(1, 2, 0, 3)
+    keys[:, n_past:n_kv], values[:, n_past:n_kv] = qkv[1], qkv[2]
+    # [n_head, n_seq, head_dim] @ [n_head, head_dim, n_kv] -> [n_head, n_seq, n_kv]
+    scores = np.matmul(qkv[0] * np.float32(scale), keys[:, :n_kv].transpose(0, 2, 1))
+    if mask is not None:
+        scores[:, :, n_past:] += mask
+    # [n_head, n_seq, n_kv] @ [n_head, n_kv, head_dim] -> [n_head, n_seq, head_dim]
+    heads = np.matmul(softmax(scores), values[:, :n_kv])
+    return linear(heads.transpose(1, 0, 2).reshape(n_seq, n_embd), *attn.c_proj)
+
+
+def feed_forward(x: Float32, mlp: MLP, activation: Callable[[Float32], Float32]) -> Float32:
+    """x [n_seq, n_embd] -> [n_seq, n_embd]."""
+    return linear(activation(linear(x, *mlp.c_fc)), *mlp.c_proj)
+
+
+def attention_scale(config: GPT2Config, layer: int) -> float:
+    """What query times key is multiplied by in block `layer`."""
+    scale = config.head_dim**-0.5 if config.scale_attn_weights else 1.0
+    return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
+
+
+def hidden_states(
+    weights: Weights, config: GPT2Config, ids: Sequence[int], cache: KVCache
+) -> Float32:
+    """ids [n_seq] at the positions after those in the cache -> [n_seq, n_embd], before `ln_f`."""
+    n_seq, n_past = len(ids), cache.n_kv
+    epsilon = config.layer_norm_epsilon
+    activation = ACTIVATIONS[config.activation_function]
+    mask = causal_mask(n_seq)
+    x: Float32 = weights.wte[np.asarray(ids)] + weights.wpe[n_past : n_past + n_seq]
+    for i in range(config.n_layer):
+        block: Block = weights.block(i)
+        scale = attention_scale(config, i)
+        x += attention(
+            layer_norm(x, block.ln_1, epsilon),
+            block.attn,
+            cache.keys[i],
+            cache.values[i],
+            n_past,
+            mask,
+            scale,
+        )
+        x += feed_forward(layer_norm(x, block.ln_2, epsilon), block.mlp, activation)
+    cache.n_kv = n_past + n_seq
+    return x
+
+
+def logits(weights: Weights, config: GPT2Config, x: Float32) -> Float32:
+    """Hidden states [n_seq, n_embd] -> [n_seq, vocab_size].
+
+    Raises:
+        CheckpointError: a logit is not a number: the weights are damaged.
+    """
+    scores = unembed(layer_norm(x, weights.ln_f, config.layer_norm_epsilon), weights.lm_head)
+    if np.isnan(scores.max()):  # a maximum is NaN when anything is: one pass, no second array
+        raise CheckpointError("the logits are not numbers: the weights hold NaN or overflow")
+    return scores
+
+
+def prefill(
+    weights: Weights,
+    config: GPT2Config,
+    ids: Sequence[int],
+    cache: KVCache,
+    deadline: float | None = None,
+) -> Float32 | None:
+    """Put a prompt into the cache, some rows at a time -> logits of the last position [vocab_size].
+
+    `ids` must not be empty and must fit the cache's capacity. None where `deadline`
+    (`time.monotonic()` seconds) passed before the end.
+    """
+    for begin in range(0, len(ids), PREFILL_ROWS):
+        if begin and deadline is not None and monotonic() >= deadline:
+            return None
+        x = hidden_states(weights, config, ids[begin : begin + PREFILL_ROWS], cache)
+    scores: Float32 = logits(weights, config, x[-1:])[0]
+    return scores
+
+
+def decode(weights: Weights, config: GPT2Config, token: int, cache: KVCache) -> Float32:
+    """Put one token into the cache -> logits of the next [vocab_size]."""
+    scores: Float32 = logits(weights, config, hidden_states(weights, config, (token,), cache))[0]
+    return scores
+
+
+def all_logits(weights: Weights, config: GPT2Config, ids: Sequence[int]) -> Float32:
+    """Logits of every position, without any that is kept: [n_seq, vocab_size]."""
+    cache = KVCache(config, len(ids))
+    scores: Float32 = np.empty((len(ids), config.vocab_size), np.float32)
+    for begin in range(0, len(ids), PREFILL_ROWS):
+        rows = ids[begin : begin + PREFILL_ROWS]
+        x = hidden_states(weights, config, rows, cache)
+        scores[begin : begin + len(rows)] = logits(weights, config, x)
+    return scores

@@ -1,0 +1,108 @@
+"""The tensors of a checkpoint as float32 arrays, each made ready when it is first used.
+
+An aligned F32 tensor is the view on the file itself and costs nothing. F16 and BF16 are widened,
+and F32 that stands at an odd offset is copied (NumPy copies a misaligned operand on *every*
+product, and the header of the published gpt2 ends at byte 14,291): layer by layer, once, kept.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2core.checkpoint import Tensor
+from gpt2core.config import GPT2Config
+
+Float32 = NDArray[np.float32]
+
+
+class Affine(NamedTuple):
+    """A layer norm [n] + [n], or GPT-2's `Conv1D`: weight [n_in, n_out], bias [n_out]."""
+
+    weight: Float32
+    bias: Float32
+
+
+class Attention(NamedTuple):
+    """`h.N.attn`: c_attn [n_embd, 3*n_embd], c_proj [n_embd, n_embd]."""
+
+    c_attn: Affine
+    c_proj: Affine
+
+
+class MLP(NamedTuple):
+    """`h.N.mlp`: c_fc [n_embd, n_inner], c_proj [n_inner, n_embd]."""
+
+    c_fc: Affine
+    c_proj: Affine
+
+
+class Block(NamedTuple):
+    """`h.N`, one transformer block."""
+
+    ln_1: Affine
+    attn: Attention
+    ln_2: Affine
+    mlp: MLP
+
+
+class Weights:
+    """All weights of one model. Safe to share between threads: the worst race widens twice."""
+
+    def __init__(self, tensors: dict[str, Tensor], config: GPT2Config) -> None:
+        self._tensors = tensors
+        self._tied = config.tie_word_embeddings
+        self._blocks: list[Block | None] = [None] * config.n_layer
+        self._arrays: dict[str, Float32] = {}
+
+    def block(self, i: int) -> Block:
+        """Block `i` of n_layer."""
+        block = self._blocks[i]
+        if block is None:
+            at = f"h.{i}."
+            block = self._blocks[i] = Block(
+                ln_1=self._affine(at + "ln_1"),
+                attn=Attention(self._affine(at + "attn.c_attn"), self._affine(at + "attn.c_proj")),
+                ln_2=self._affine(at + "ln_2"),
+                mlp=MLP(self._affine(at + "mlp.c_fc"), self._affine(at + "mlp.c_proj")),
+            )
+        return block
+
+    @property
+    def wte(self) -> Float32:
+        """Token embeddings [vocab_size, n_embd]."""
+        return self._kept("wte.weight")
+
+    @property
+    def wpe(self) -> Float32:
+        """Position embeddings [n_positions, n_embd]."""
+        return self._kept("wpe.weight")
+
+    @property
+    def ln_f(self) -> Affine:
+        """The last layer norm."""
+        return Affine(self._kept("ln_f.weight"), self._kept("ln_f.bias"))
+
+    @property
+    def lm_head(self) -> Float32:
+        """Output embeddings [vocab_size, n_embd]; `wte` itself where they are tied."""
+        return self.wte if self._tied else self._kept("lm_head.weight")
+
+    def _affine(self, name: str) -> Affine:
+        return Affine(widen(self._tensors[name + ".weight"]), widen(self._tensors[name + ".bias"]))
+
+    def _kept(self, name: str) -> Float32:
+        array = self._arrays.get(name)
+        if array is None:
+            array = self._arrays[name] = widen(self._tensors[name])
+        return array
+
+
+def widen(tensor: Tensor) -> Float32:
+    """One tensor as aligned float32, exactly: the view itself where it is that already."""
+    data: NDArray[Any] = tensor.data
+    if tensor.dtype == "BF16":  # the upper half of a float32
+        return (data.astype(np.uint32) << 16).view(np.float32)
+    if tensor.dtype == "F16" or not data.flags.aligned:
+        return data.astype(np.float32)
+    return data

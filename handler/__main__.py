@@ -1,0 +1,102 @@
+"""The function's command line: `python -m handler invoke EVENT.json`, `python -m handler serve`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gpt2core import __version__
+from gpt2core.errors import GPT2Error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m handler", description="GPT-2 on AWS Lambda, locally."
+    )
+    parser.add_argument("--version", action="version", version=f"handler {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    invoke = commands.add_parser("invoke", help="answer one event in this process, cold")
+    invoke.add_argument("event", metavar="EVENT.json", help="file with the event, or - for stdin")
+    invoke.add_argument("--text", action="store_true", help="print the text, not the whole reply")
+    serve = commands.add_parser(
+        "serve", help="a local HTTP server that behaves like a Function URL"
+    )
+    serve.add_argument("--port", type=_port, default=8080, help="default 8080; 0 picks a free one")
+    for command in (invoke, serve):
+        command.add_argument(
+            "--model", metavar="DIR", help="model directory (default: GPT2_MODEL_DIR, …)"
+        )
+    args = parser.parse_args(argv)
+    if args.model:
+        os.environ["GPT2_MODEL_DIR"] = os.path.abspath(args.model)
+    try:
+        if args.command == "invoke":
+            return _invoke(args.event, args.text)
+        from handler.serve import serve as run  # http.server, 40 ms
+
+        return run(args.port)
+    except GPT2Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or args.command}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _invoke(path: str, text_only: bool) -> int:
+    with sys.stdin.buffer if path == "-" else open(path, "rb") as file:
+        raw = file.read()
+    try:
+        event = json.loads(raw)
+    except (ValueError, RecursionError):
+        print(f"error: {path} is not a JSON file", file=sys.stderr)
+        return 1
+    from handler.app import lambda_handler  # reads the settings
+
+    reply = lambda_handler(event)
+    payload = _payload(reply)
+    error = payload.get("error") if isinstance(payload, dict) else None
+    if error:
+        print(f"error: {error['type']}: {error['message']}", file=sys.stderr)
+    if text_only:
+        for text in _texts(payload):
+            print(text)
+    else:
+        print(json.dumps(reply, indent=2, ensure_ascii=False))
+    timings = payload.get("timings_ms") if isinstance(payload, dict) else None
+    if timings:
+        start = "cold" if payload["cold_start"] else "warm"
+        print(f"\n{start} start, milliseconds (model: {payload['model']})", file=sys.stderr)
+        for phase, ms in timings.items():
+            print(f"  {phase:<10}{ms:>9.1f}", file=sys.stderr)
+    return 1 if error else 0
+
+
+def _payload(reply: Any) -> Any:
+    """The body of an HTTP reply, or the reply itself."""
+    if isinstance(reply, dict) and "statusCode" in reply:
+        return json.loads(reply["body"])
+    return reply
+
+
+def _texts(payload: Any) -> list[str]:
+    """Every generated text of a reply in either dialect."""
+    if isinstance(payload, list):
+        return [item["generated_text"] for item in payload]
+    items = payload.get("generations", [payload])
+    return [item["generated_text"] for item in items if "generated_text" in item]
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to 65535")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""`lambda_handler`: an event in, the reply out. The engine is opened on the first invoke and kept.
+
+An event walks `events` -> here -> `gpt2core` -> `replies`. Importing this module loads neither
+NumPy nor a tokenizer: that happens in the first invoke, or at once with GPT2_PRELOAD=init.
+"""
+
+from time import perf_counter
+
+_import_began = perf_counter()
+
+import os  # noqa: E402 (the clock above must start first)
+from _thread import allocate_lock  # noqa: E402
+from collections.abc import MutableMapping  # noqa: E402
+from time import monotonic  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from gpt2core.errors import GPT2Error, PromptTooLong  # noqa: E402
+from handler import events, replies  # noqa: E402
+from handler.dialects import DEFAULT_NEW_TOKENS, Request  # noqa: E402
+from handler.errors import InternalError, LimitExceeded  # noqa: E402
+from handler.model_source import ModelSource, locate  # noqa: E402
+from handler.settings import Settings  # noqa: E402
+from handler.timings import Timings, seconds_since_process_start  # noqa: E402
+
+if TYPE_CHECKING:
+    from gpt2core.engine import Engine
+
+# Time kept back before the function is stopped, for the last token's overrun and the reply.
+REPLY_MARGIN_S = 0.25
+
+
+class Function:
+    """One function instance: its settings and, once something needed it, its engine."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._engine: Engine | None = None
+        self._source: ModelSource | None = None
+        self._opening = allocate_lock()
+        self._before: dict[str, float] = {}  # phases before the first invoke, for its report
+        self._invoked = False
+
+    def started(self, process_s: float, import_s: float) -> None:
+        """Note what the process spent before the first invoke, which reports it."""
+        self._before = {"process": process_s, "import": import_s}
+
+    def open(self, timings: Timings) -> "Engine":
+        """The engine, opened on the first call.
+
+        Raises:
+            ModelUnavailable, ModelError: the next call tries again.
+        """
+        if self._engine is None:
+            with self._opening:
+                if self._engine is None:  # another thread may have been first
+                    self._engine = self._open(timings)
+        return self._engine
+
+    def invoke(self, event: Any, context: Any = None) -> Any:
+        """Answer one event.
+
+        Raises:
+            GPT2Error: only where the source takes a raised error for one and a reply for success.
+        """
+        deadline = _deadline(context)
+        timings = Timings()
+        cold = not self._invoked
+        if cold:
+            self._invoked = True
+            for phase, seconds in self._before.items():
+                timings.add(phase, seconds)
+            timings.add("total", self._before.get("import", 0.0))
+        was_open = self._engine is not None
+        source = events.source_of(event)
+
+        def report() -> replies.Report:
+            opened = not was_open and self._engine is not None
+            name = self._source.name if self._source else None
+            return replies.Report(timings.finished(), cold or opened, name)
+
+        try:
+            job = events.parse(event, source)
+            if job.request:
+                completions = self._generate(job.request, deadline, timings)
+                return replies.generated(source, job.request, completions, report())
+            if job.action == "health":
+                return replies.health(source, report())
+            self._generate(_WARM_UP, deadline, timings)
+            return replies.warmed_up(source, report())
+        except GPT2Error as error:
+            if source.kind == "schedule":
+                raise
+            if replies.status_of(error) >= 500:
+                _log(error, context)
+            return replies.failed(source, error, report())
+        except Exception as error:
+            _log(error, context)
+            if source.kind == "schedule":
+                raise
+            return replies.failed(
+                source,
+                InternalError("something broke here; the function's log says what"),
+                report(),
+            )
+
+    def _open(self, timings: Timings) -> "Engine":
+        timings.skip()
+        source = locate(self.settings)
+        timings.lap("source")
+        from gpt2core.engine import Engine  # NumPy
+
+        timings.lap("import")
+        engine = Engine.open(source.path)
+        timings.lap("map")
+        engine.tokenizer  # noqa: B018 (opens it)
+        timings.lap("tokenizer")
+        self._source = source
+        return engine
+
+    def _generate(
+        self, request: Request, deadline: float | None, timings: Timings
+    ) -> list[replies.Completion]:
+        engine = self.open(timings)
+        context = engine.config.n_positions
+        new_tokens = _within_limit(request, self.settings.max_new_tokens or context)
+        prompts = [
+            self._encode(
+                engine,
+                prompt,
+                f"{request.prompt_param}[{i}]" if request.is_list else request.prompt_param,
+            )
+            for i, prompt in enumerate(request.prompts)
+        ]
+        completions = []
+        for prompt, ids in zip(request.prompts, prompts, strict=True):
+            done = engine.generate(ids, new_tokens, request.stop, deadline)
+            timings.add("prefill", done.prefill_s)
+            timings.add("decode", done.decode_s)
+            completions.append(
+                replies.Completion(
+                    prompt, done.text, done.ids, done.prompt_tokens, done.finish_reason
+                )
+            )
+        return completions
+
+    def _encode(self, engine: "Engine", prompt: str, param: str) -> list[int]:
+        """Prompt ids within the limits; an error names the prompt by its field."""
+        try:
+            ids = engine.encode_prompt(prompt)
+        except GPT2Error as error:
+            if error.param == "prompt":
+                error.param = param
+            raise
+        limit = min(
+            self.settings.max_prompt_tokens or engine.config.n_positions, engine.config.n_positions
+        )
+        if len(ids) > limit:
+            raise PromptTooLong(len(ids), limit, param=param)
+        return ids
+
+
+_WARM_UP = Request("native", ("",), max_new_tokens=1)
+
+
+def _within_limit(request: Request, limit: int) -> int:
+    """The request's `max_new_tokens`, or the default within `limit`."""
+    asked = request.max_new_tokens
+    if asked is None:
+        return min(DEFAULT_NEW_TOKENS, limit)
+    if asked > limit:
+        raise LimitExceeded(
+            f"max_new_tokens is {asked} and the limit is {limit}: ask for less",
+            param="max_new_tokens" if request.dialect == "native" else "parameters.max_new_tokens",
+        )
+    return asked
+
+
+def _deadline(context: Any) -> float | None:
+    """When to stop generating, in `time.monotonic()` seconds; None without a context."""
+    remaining = getattr(context, "get_remaining_time_in_millis", None)
+    return monotonic() + remaining() / 1000 - REPLY_MARGIN_S if remaining else None
+
+
+def _log(error: BaseException, context: Any) -> None:
+    """One JSON line on stderr. Of an unexpected error only type and place: its text may quote a
+    prompt.
+    """
+    import json
+    import sys
+
+    line: dict[str, Any] = {
+        "level": "ERROR",
+        "type": type(error).__name__,
+        "request_id": getattr(context, "aws_request_id", None),
+    }
+    if isinstance(error, GPT2Error):
+        line["message"] = error.message
+    else:
+        import traceback
+
+        frames = traceback.extract_tb(error.__traceback__)
+        line["stack"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def _start(environ: MutableMapping[str, str]) -> Function:
+    """The function of this process. Sets OpenBLAS's threads, which count before NumPy's import."""
+    settings = Settings.from_environ(environ)
+    environ.setdefault("OPENBLAS_NUM_THREADS", str(settings.threads))
+    function = Function(settings)
+    age = seconds_since_process_start()
+    here = perf_counter() - _import_began
+    function.started(max(0.0, age - here), here)
+    if settings.preload == "init":
+        function.open(Timings())
+    return function
+
+
+_function = _start(os.environ)
+
+
+def lambda_handler(event: Any, context: Any = None) -> Any:
+    """AWS Lambda's entry point: see `Function.invoke`."""
+    return _function.invoke(event, context)

@@ -1,0 +1,52 @@
+"""What a caller or an operator can do wrong. `replies` gives each its HTTP status."""
+
+from gpt2core.errors import GPT2Error
+
+
+class SettingsError(GPT2Error):
+    """An environment variable that makes no sense. `param` is its name."""
+
+    def __init__(self, variable: str, value: str, accepted: str) -> None:
+        super().__init__(f"{variable} is {value!r}; accepted: {accepted}", param=variable)
+
+
+class BadRequest(GPT2Error):
+    """An event or a body that is no request. `param` is the field at fault."""
+
+
+class RouteNotFound(GPT2Error):
+    """No such path."""
+
+
+class MethodNotAllowed(GPT2Error):
+    """The path exists for other methods. `allow` lists them for the `Allow` header."""
+
+    def __init__(self, method: str, path: str, allow: str) -> None:
+        super().__init__(f"{path} answers {allow}, not {method}")
+        self.allow = allow
+
+
+class BodyTooLarge(GPT2Error):
+    """A request or a reply beyond what the event's source can carry."""
+
+
+class UnsupportedContentType(GPT2Error):
+    """A body that is neither JSON nor a form."""
+
+
+class LimitExceeded(GPT2Error):
+    """More than the model's context or the function's settings allow."""
+
+
+class ModelUnavailable(GPT2Error):
+    """The model that the settings name cannot be had now."""
+
+
+class UnsupportedEvent(GPT2Error):
+    """An event of a source that this function does not serve. Always raised, never a reply:
+    a queue would take any reply for success and delete its messages.
+    """
+
+
+class InternalError(GPT2Error):
+    """A defect of ours. The reason is in the log, not in the reply."""

@@ -1,0 +1,154 @@
+"""Results or errors -> the exact shape that the event's source expects. Pure.
+
+Shapes: AWS Lambda Developer Guide (ALB, Function URL), API Gateway Developer Guide, "Lambda proxy
+integration"; `Server-Timing` is W3C Server Timing, durations in milliseconds.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gpt2core.errors import GPT2Error, InvalidArgument, ModelError, PromptTooLong
+from handler import errors
+from handler.dialects import Request
+from handler.events import MAX_BODY_BYTES, Source
+
+MAX_ALB_BYTES = 1024 * 1024
+
+STATUS: tuple[tuple[type[GPT2Error], int], ...] = (
+    (errors.BadRequest, 400),
+    (InvalidArgument, 400),
+    (errors.RouteNotFound, 404),
+    (errors.MethodNotAllowed, 405),
+    (errors.BodyTooLarge, 413),
+    (errors.UnsupportedContentType, 415),
+    (PromptTooLong, 422),
+    (errors.LimitExceeded, 422),
+    (ModelError, 503),
+    (errors.ModelUnavailable, 503),
+)
+_REASONS = {
+    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
+    413: "Payload Too Large", 415: "Unsupported Media Type", 422: "Unprocessable Entity",
+    500: "Internal Server Error", 503: "Service Unavailable",
+}  # fmt: skip
+# Hugging Face's names for why a text ended; "deadline" is ours alone.
+_HF_REASONS = {"length": "length", "stop": "stop_sequence", "eos": "eos_token"}
+
+
+class Completion(NamedTuple):
+    """One prompt's result."""
+
+    prompt: str
+    text: str
+    ids: list[int]
+    prompt_tokens: int
+    finish_reason: str
+
+
+class Report(NamedTuple):
+    """What every reply says about the invoke itself."""
+
+    timings_ms: Mapping[str, float]
+    cold_start: bool
+    model: str | None
+
+
+def status_of(error: GPT2Error) -> int:
+    """The HTTP status of an error; 500 for those that are ours."""
+    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+
+
+def generated(
+    source: Source, request: Request, completions: Sequence[Completion], report: Report
+) -> Any:
+    """The reply to a request for text."""
+    if request.dialect == "huggingface":
+        payload: Any = [_huggingface(c, request) for c in completions]
+    else:
+        items = [_native(c, request) for c in completions]
+        body = {"generations": items} if request.is_list else items[0]
+        payload = body | _about(report) | ({"id": request.id} if request.has_id else {})
+    return _reply(source, 200, payload, report)
+
+
+def health(source: Source, report: Report) -> Any:
+    """The reply to GET /health. The model is null until something has needed it."""
+    return _reply(source, 200, {"status": "ok"} | _about(report), report)
+
+
+def warmed_up(source: Source, report: Report) -> Any:
+    """The reply to a warm-up."""
+    return _reply(source, 200, {"status": "warm"} | _about(report), report)
+
+
+def failed(source: Source, error: GPT2Error, report: Report) -> Any:
+    """The reply that says what went wrong."""
+    body = {"error": {"type": type(error).__name__, "message": error.message, "param": error.param}}
+    headers = {"Allow": error.allow} if isinstance(error, errors.MethodNotAllowed) else {}
+    return _reply(source, status_of(error), body, report, headers)
+
+
+def _native(c: Completion, request: Request) -> dict[str, Any]:
+    return {
+        "generated_text": c.prompt + c.text if request.return_full_text else c.text,
+        "finish_reason": c.finish_reason,
+        "usage": {"prompt_tokens": c.prompt_tokens, "completion_tokens": len(c.ids)},
+    }
+
+
+def _huggingface(c: Completion, request: Request) -> dict[str, Any]:
+    item: dict[str, Any] = {
+        "generated_text": c.prompt + c.text if request.return_full_text else c.text
+    }
+    if request.details:
+        item["details"] = {
+            "finish_reason": _HF_REASONS.get(c.finish_reason, c.finish_reason),
+            "generated_tokens": len(c.ids),
+            "prefill": [],
+            "tokens": [],
+        }
+    return item
+
+
+def _about(report: Report) -> dict[str, Any]:
+    return {
+        "timings_ms": dict(report.timings_ms),
+        "cold_start": report.cold_start,
+        "model": report.model,
+    }
+
+
+def _reply(
+    source: Source,
+    status: int,
+    payload: Any,
+    report: Report,
+    headers: Mapping[str, str] | None = None,
+) -> Any:
+    """`payload` itself for a direct invoke, an HTTP response for the others."""
+    limit = MAX_ALB_BYTES if source.kind == "alb" else MAX_BODY_BYTES
+    body = json.dumps(payload, ensure_ascii=False)
+    size = len(body.encode())
+    if size > limit:
+        error = errors.BodyTooLarge(
+            f"the reply has {size} bytes and its source carries {limit}: ask for less at once"
+        )
+        return failed(source, error, report)
+    if not source.is_http:
+        return payload
+    named = {
+        "Content-Type": "application/json",
+        "Cache-Control": "no-store",
+        "Server-Timing": ", ".join(f"{k};dur={v:g}" for k, v in report.timings_ms.items()),
+        "x-cold-start": str(report.cold_start).lower(),
+        **(headers or {}),
+    }
+    reply: dict[str, Any] = {"statusCode": status, "body": body, "isBase64Encoded": False}
+    if source.kind == "alb":
+        reply["statusDescription"] = f"{status} {_REASONS[status]}"
+    if source.multi_value:
+        reply["multiValueHeaders"] = {name: [value] for name, value in named.items()}
+    else:
+        reply["headers"] = named
+    return reply

@@ -1,0 +1,96 @@
+"""The environment, read once into one immutable `Settings`."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from handler.errors import SettingsError
+
+MEMORY_PER_VCPU = 1769  # MB; AWS Lambda Developer Guide, "Configure Lambda function memory"
+DEFAULT_MODEL_DIR = "/mnt/gpt2"
+DEMO_URI = "demo"
+
+
+class Settings(NamedTuple):
+    """What the operator chose. See the README's table of settings."""
+
+    model_dir: str = DEFAULT_MODEL_DIR
+    """The volume's path."""
+    model_uri: str | None = None
+    """`s3://…`, `hf://…` or `demo`; None: the demo, unless `model_dir` was named."""
+    model_dir_named: bool = False
+    """Whether `model_dir` was chosen, so that its lack is an error."""
+    model_sha256: str | None = None
+    """Lower-case hex digest that the weights file must have."""
+    cache_dir: str = "/tmp/gpt2"  # noqa: S108 (Lambda has no other writable place)
+    max_new_tokens: int | None = None
+    """Upper limit for a request; None is the model's context."""
+    max_prompt_tokens: int | None = None
+    """Upper limit for a request; None is the model's context."""
+    preload: Literal["lazy", "init"] = "lazy"
+    threads: int = 1
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read and check every variable; an empty one counts as unset.
+
+        Raises:
+            SettingsError: names the variable, its value and what is accepted.
+        """
+
+        def text(name: str) -> str | None:
+            return environ.get(name) or None
+
+        def count(name: str, least: int = 1) -> int | None:
+            value = text(name)
+            if value is None:
+                return None
+            if not (
+                value.isascii() and value.isdigit() and least <= int(value[:10]) and len(value) < 10
+            ):
+                raise SettingsError(name, value, f"a whole number from {least}")
+            return int(value)
+
+        model_dir = text("GPT2_MODEL_DIR")
+        model_uri = text("GPT2_MODEL_URI")
+        if model_uri and model_uri != DEMO_URI and not model_uri.startswith(("s3://", "hf://")):
+            raise SettingsError(
+                "GPT2_MODEL_URI",
+                model_uri,
+                "s3://bucket/prefix, hf://owner/name[@revision] or demo",
+            )
+        digest = text("GPT2_MODEL_SHA256")
+        if digest and (len(digest) != 64 or not all(c in "0123456789abcdefABCDEF" for c in digest)):
+            raise SettingsError("GPT2_MODEL_SHA256", digest, "64 hexadecimal digits")
+        preload = environ.get("GPT2_PRELOAD") or "lazy"
+        if preload not in ("lazy", "init"):
+            raise SettingsError("GPT2_PRELOAD", preload, "lazy or init")
+        for name, path in (
+            ("GPT2_MODEL_DIR", model_dir),
+            ("GPT2_CACHE_DIR", text("GPT2_CACHE_DIR")),
+        ):
+            if path and not os.path.isabs(path):
+                raise SettingsError(name, path, "an absolute path")
+        return cls(
+            model_dir=model_dir or DEFAULT_MODEL_DIR,
+            model_uri=model_uri,
+            model_dir_named=model_dir is not None,
+            model_sha256=digest.lower() if digest else None,
+            cache_dir=text("GPT2_CACHE_DIR") or cls._field_defaults["cache_dir"],
+            max_new_tokens=count("GPT2_MAX_NEW_TOKENS"),
+            max_prompt_tokens=count("GPT2_MAX_PROMPT_TOKENS"),
+            preload=preload,  # type: ignore[arg-type]  # checked above
+            threads=count("GPT2_THREADS") or _vcpus(environ),
+        )
+
+
+def _vcpus(environ: Mapping[str, str]) -> int:
+    """The vCPUs that the memory size buys, or outside of Lambda those this process may use."""
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    memory = environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
+    if not memory.isdigit():
+        return usable
+    return max(1, min(usable, math.ceil(int(memory) / MEMORY_PER_VCPU)))
