@@ -9,7 +9,7 @@ RUN = .venv/.run
 TEST = .venv/.test
 DEV = .venv-dev/.done
 REFERENCE = .venv-reference/.done
-INSTALL = -m pip --disable-pip-version-check install --quiet --require-hashes
+INSTALL = -m pip --disable-pip-version-check install -qq --require-hashes
 
 .PHONY: help run serve test test-slow test-reference check lint bench demo lock clean
 
@@ -94,5 +94,5 @@ $(REFERENCE): requirements/reference.txt
 	@test -x .venv-reference/bin/python || $(TORCH_PYTHON) -m venv .venv-reference
 	@echo 'setting up .venv-reference (transformers, torch, …)' >&2
 	@.venv-reference/bin/python $(INSTALL) -r requirements/reference.txt
-	@.venv-reference/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH)
+	@.venv-reference/bin/python -m pip --disable-pip-version-check install -qq $(TORCH)
 	@touch $@

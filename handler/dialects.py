@@ -125,6 +125,8 @@ def parse_form(body: str) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A value for an error message: short, in ASCII, on one line; of a container only its type."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, (dict, list)):
         return f"an {'object' if isinstance(value, dict) else 'array'}"
     if isinstance(value, int) and value.bit_length() > 128:
@@ -153,7 +155,7 @@ def _huggingface(fields: Mapping[str, Any]) -> Request:
         value = parameters.get(name)
         if value is not None and value not in accepted:
             raise BadRequest(
-                f"{name} is {shown(value)}: decoding is greedy, which allows only {accepted[0]!r}",
+                f"{name} is {shown(value)}: decoding is greedy, which allows only {shown(accepted[0])}",
                 param=f"parameters.{name}",
             )
     prompts, is_list = _prompts(fields["inputs"], "inputs")
