@@ -101,7 +101,7 @@ def write_scripted_model(folder: Path, script: Sequence[int], n_positions: int =
     Token embeddings and blocks are zero, so that a position's own embedding, one-hot on the token
     to come, is all that reaches the output embeddings, which are the identity.
     """
-    n_positions = n_positions or len(script)
+    n_positions = n_positions or len(script) + 1  # room for the last token itself
     config = small_config(n_embd=257, n_head=1, n_layer=1, n_positions=n_positions) | {
         "tie_word_embeddings": False
     }
