@@ -25,9 +25,7 @@ def test_config_cannot_be_changed() -> None:
         GPT2Config().n_layer = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"), [(None, ()), (7, (7,)), ([7, 9], (7, 9)), ([], ())]
-)
+@pytest.mark.parametrize(("given", "expected"), [(None, ()), (7, (7,)), ([7, 9], (7, 9)), ([], ())])
 def test_eos_may_be_one_id_several_or_none(given: Any, expected: tuple[int, ...]) -> None:
     assert GPT2Config.from_dict(small_config(eos_token_id=given)).eos_token_ids == expected
 

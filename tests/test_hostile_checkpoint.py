@@ -56,7 +56,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         safetensors_bytes(b'{"a":' + json.dumps(GOOD["a"]).encode() + b',"a":{}}'),
         "twice",
     ),
-    "the same key twice inside": (safetensors_bytes(b'{"a":{"dtype":"F32","dtype":"F64"}}'), "twice"),
+    "the same key twice inside": (
+        safetensors_bytes(b'{"a":{"dtype":"F32","dtype":"F64"}}'),
+        "twice",
+    ),
     "an entry that is no object": (safetensors_bytes({"a": 5}), "not exactly"),
     "an entry without a shape": (
         safetensors_bytes({"a": {"dtype": "F32", "data_offsets": [0, 24]}}),

@@ -7,9 +7,8 @@ from gpt2core import Engine
 from gpt2core import model as gpt2
 from gpt2core.config import ACTIVATION_NAMES, GPT2Config
 from gpt2core.model import ACTIVATIONS, KVCache, attention_scale, causal_mask, gelu, gelu_new
-from tests.models import small_config
+from tests.models import small_config, write_model
 from tests.reference_cases import CASES, Case, prompt_ids, without_end
-from tests.models import write_model
 
 FIXTURES = Path(__file__).parent / "fixtures" / "reference.npz"
 
@@ -132,7 +131,12 @@ def test_activations_are_finite_for_large_inputs(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("scaled", "inverse", "layer", "expected"),
-    [(True, False, 3, 0.25), (False, False, 3, 1.0), (True, True, 3, 0.0625), (False, True, 1, 0.5)],
+    [
+        (True, False, 3, 0.25),
+        (False, False, 3, 1.0),
+        (True, True, 3, 0.0625),
+        (False, True, 1, 0.5),
+    ],
 )
 def test_attention_scale_follows_the_configuration(
     scaled: bool, inverse: bool, layer: int, expected: float

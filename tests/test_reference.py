@@ -55,7 +55,7 @@ def test_transformers_tokenizes_the_demo_as_we_do() -> None:
 
     theirs = AutoTokenizer.from_pretrained(DEMO, local_files_only=True)
     ours = Engine.open(DEMO).tokenizer
-    for text in (PROMPT, "  It's\n\n\"so\"  --  né 12,345 \U0001f600\t", ""):
+    for text in (PROMPT, '  It\'s\n\n"so"  --  né 12,345 \U0001f600\t', ""):
         ids = ours.encode(text)
         assert theirs(text)["input_ids"] == ids
         assert theirs.decode(ids, clean_up_tokenization_spaces=False) == ours.decode(ids) == text

@@ -1,0 +1,98 @@
+"""AWS's Lambda runtime interface emulator with the real AWS runtime client, without Docker.
+
+The emulator's binary comes with the SAM command line, which `make test` installs in `.venv-dev`.
+"""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tests.conftest import ROOT
+
+MACHINE = {"x86_64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), "")
+COMMAND = (sys.executable, "-m", "awslambdaric", "handler.app.lambda_handler")
+
+
+def emulator_path() -> Path | None:
+    """The emulator, if this machine has it."""
+    found = ROOT.glob(f".venv-dev/lib/python*/site-packages/samcli/local/rapid/*rie-{MACHINE}")
+    return next(found, None) if MACHINE else None
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+class Emulator:
+    """A function behind the emulator's invocations path."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
+
+    def invoke(self, event: Any) -> Any:
+        """The reply, or the error object of a function that raised or could not start (502)."""
+        request = Request(self._url, json.dumps(event).encode())
+        try:
+            with urlopen(request, timeout=60) as reply:
+                return json.load(reply)
+        except HTTPError as error:
+            with error:
+                return json.load(error)
+
+
+@contextmanager
+def emulator(path: Path, log: Path, environ: Mapping[str, str]) -> Iterator[Emulator]:
+    """Run the function under the emulator; what both write goes to `log`."""
+    front, back = free_ports(2)
+    path.chmod(0o755)
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [
+                path,
+                "--runtime-interface-emulator-address",
+                f"127.0.0.1:{front}",
+                "--runtime-api-address",
+                f"127.0.0.1:{back}",
+                *COMMAND,
+            ],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1769", **environ},
+            start_new_session=True,
+        )
+    try:
+        _wait_for(front, process)
+        yield Emulator(front)
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(20)
+
+
+def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
+    give_up = monotonic() + 30
+    while monotonic() < give_up and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            continue
+        return
+    raise AssertionError("the emulator does not listen")

@@ -1,0 +1,410 @@
+"""`Function.invoke` from event to reply, on real models; the events are those users invoke."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from gpt2core.errors import CheckpointError
+from handler import replies
+from handler.app import Function
+from handler.errors import ModelUnavailable, UnsupportedEvent
+from handler.settings import Settings
+from handler.timings import PHASES
+from tests.conftest import DEMO, ROOT, load_event
+from tests.models import small_config, write_model
+
+GOOD = sorted(p.stem for p in (ROOT / "events").glob("*.json") if p.stem[:3] not in ("bad", "uns"))
+BAD = {
+    "bad-json": (400, "BadRequest", "body"),
+    "bad-not-utf8": (400, "BadRequest", "body"),
+    "bad-empty-body": (400, "BadRequest", "body"),
+    "bad-base64": (400, "BadRequest", "body"),
+    "bad-unknown-field": (400, "BadRequest", "temperature"),
+    "bad-stream": (400, "BadRequest", "stream"),
+    "bad-huggingface-sampling": (400, "BadRequest", "parameters.do_sample"),
+    "bad-prompt-type": (400, "BadRequest", "prompt"),
+    "bad-route": (404, "RouteNotFound", None),
+    "bad-method": (405, "MethodNotAllowed", None),
+    "bad-content-type": (415, "UnsupportedContentType", None),
+    "bad-max-new-tokens": (422, "LimitExceeded", "max_new_tokens"),
+    "bad-prompt-too-long": (422, "PromptTooLong", "prompt"),
+    "bad-direct-empty": (400, "BadRequest", "prompt"),
+    "bad-direct-type": (400, "BadRequest", "max_new_tokens"),
+    "bad-direct-surrogate": (400, "InvalidPrompt", "prompt"),
+}
+
+
+class Context:
+    """AWS's context object, as far as it is asked."""
+
+    aws_request_id = "c6af9ac6-7b61-11e6-9a41-93e8deadbeef"
+
+    def __init__(self, remaining_ms: int = 30_000) -> None:
+        self.remaining_ms = remaining_ms
+
+    def get_remaining_time_in_millis(self) -> int:
+        return self.remaining_ms
+
+
+@pytest.fixture(scope="module")
+def function() -> Function:
+    return Function(Settings())
+
+
+@pytest.fixture
+def small(model_dir: Path) -> Function:
+    return Function(Settings(model_dir=str(model_dir), model_dir_named=True))
+
+
+def payload(reply: Any) -> Any:
+    return json.loads(reply["body"]) if "statusCode" in reply else reply
+
+
+def check_http(reply: dict[str, Any], *, alb: bool = False, multi: bool = False) -> None:
+    headers = reply["multiValueHeaders" if multi else "headers"]
+    assert set(reply) == {
+        "statusCode",
+        "body",
+        "isBase64Encoded",
+        "multiValueHeaders" if multi else "headers",
+        *(["statusDescription"] if alb else []),
+    }
+    assert type(reply["statusCode"]) is int
+    assert reply["isBase64Encoded"] is False
+    assert json.loads(reply["body"]) is not None
+    values = {k: v[0] if multi else v for k, v in headers.items()}
+    assert values["Content-Type"] == "application/json"
+    assert values["x-cold-start"] in ("true", "false")
+    assert [part.split(";dur=")[0] for part in values["Server-Timing"].split(", ")] == list(PHASES)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_every_good_event_gets_its_reply_in_the_shape_of_its_source(
+    function: Function, name: str
+) -> None:
+    reply = function.invoke(load_event(name), Context())
+    if name.split("-")[0] in ("direct", "schedule"):
+        body = reply
+    else:
+        check_http(reply, alb=name.startswith("alb"), multi=name.endswith("multi-value"))
+        assert reply["statusCode"] == 200
+        body = payload(reply)
+    if "huggingface" in name:
+        assert [set(item) for item in body] == [{"generated_text", "details"}]
+        assert body[0]["generated_text"].startswith("The princess went into the forest and")
+        return
+    assert list(body["timings_ms"]) == list(PHASES)
+    if "health" in name:
+        assert body["status"] == "ok"
+    elif name in ("direct-warmup", "schedule"):
+        assert body["status"] == "warm"
+    elif "prompts" in name:
+        assert [g["usage"]["completion_tokens"] for g in body["generations"]] == [12, 12]
+    else:
+        assert body["usage"]["completion_tokens"] > 0
+        assert body["finish_reason"] in ("length", "stop")
+        assert body["model"] == "demo"
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_every_bad_event_gets_an_error_that_names_status_type_and_field(
+    function: Function, name: str
+) -> None:
+    status, kind, param = BAD[name]
+    reply = function.invoke(load_event(name), Context())
+    error = payload(reply)["error"]
+    assert (error["type"], error["param"]) == (kind, param)
+    assert error["message"]
+    if "direct" not in name:
+        check_http(reply, alb="content-type" in name)
+        assert reply["statusCode"] == status
+
+
+def test_every_event_file_is_tested() -> None:
+    names = {p.stem for p in (ROOT / "events").glob("*.json")}
+    assert names == {*GOOD, *BAD, "unsupported-sqs"}
+
+
+def test_an_event_of_a_queue_is_raised_and_not_answered(function: Function) -> None:
+    with pytest.raises(UnsupportedEvent):
+        function.invoke(load_event("unsupported-sqs"), Context())
+
+
+def test_a_method_that_is_not_allowed_names_those_that_are(function: Function) -> None:
+    assert function.invoke(load_event("bad-method"))["headers"]["Allow"] == "POST"
+
+
+def test_the_native_reply_has_exactly_its_fields(small: Function) -> None:
+    reply = small.invoke({"prompt": "abc", "max_new_tokens": 3, "id": {"any": [1, None]}})
+    assert set(reply) == {
+        "generated_text",
+        "finish_reason",
+        "usage",
+        "timings_ms",
+        "cold_start",
+        "model",
+        "id",
+    }
+    assert reply["usage"] == {"prompt_tokens": 3, "completion_tokens": 3}
+    assert reply["id"] == {"any": [1, None]}
+    assert "id" not in small.invoke({"prompt": "abc"})
+
+
+def test_the_full_text_is_the_prompt_and_the_continuation(small: Function) -> None:
+    alone = small.invoke({"prompt": "abc", "max_new_tokens": 5})["generated_text"]
+    full = small.invoke({"prompt": "abc", "max_new_tokens": 5, "return_full_text": True})
+    assert full["generated_text"] == "abc" + alone
+
+
+def test_hugging_face_returns_the_full_text_unless_told_otherwise(small: Function) -> None:
+    full = small.invoke({"inputs": "abc"})
+    part = small.invoke({"inputs": "abc", "parameters": {"return_full_text": False}})
+    assert full == [{"generated_text": "abc" + part[0]["generated_text"]}]
+    assert [len(small.invoke({"inputs": ["a", "b"]}))] == [2]
+
+
+def test_the_hugging_face_details_say_why_and_how_many(small: Function) -> None:
+    parameters = {"max_new_tokens": 4, "details": True}
+    details = small.invoke({"inputs": "abc", "parameters": parameters})[0]["details"]
+    assert (details["finish_reason"], details["generated_tokens"]) == ("length", 4)
+
+
+def test_the_first_reply_is_a_cold_start_with_its_phases_and_the_second_is_not(
+    model_dir: Path,
+) -> None:
+    function = Function(Settings(model_dir=str(model_dir)))
+    function.started(process_s=0.5, import_s=0.25)
+    first, second = function.invoke({"prompt": "abc"}), function.invoke({"prompt": "abc"})
+    assert (first["cold_start"], second["cold_start"]) == (True, False)
+    timings = first["timings_ms"]
+    assert timings["process"] == 500
+    assert timings["import"] >= 250
+    assert all(timings[phase] > 0 for phase in ("map", "tokenizer", "prefill", "decode"))
+    parts = sum(ms for phase, ms in timings.items() if phase != "total")
+    assert parts <= timings["total"] + 0.5
+    warm = second["timings_ms"]
+    assert {p for p, ms in warm.items() if ms} == {"prefill", "decode", "total"}
+
+
+def test_a_reply_that_had_to_open_the_engine_after_a_health_check_is_cold(model_dir: Path) -> None:
+    function = Function(Settings(model_dir=str(model_dir)))
+    health = [payload(function.invoke(load_event("url-health"))) for _ in range(2)]
+    assert [(h["cold_start"], h["model"]) for h in health] == [(True, None), (False, None)]
+    assert function.invoke({"prompt": "abc"})["cold_start"] is True
+    assert payload(function.invoke(load_event("url-health")))["model"] == model_dir.name
+
+
+def test_the_engine_is_opened_once_and_kept(small: Function) -> None:
+    small.invoke({"prompt": "abc"})
+    engine = small._engine
+    small.invoke({"prompt": "abc"})
+    assert engine is not None
+    assert small._engine is engine
+
+
+def test_the_remaining_time_ends_the_text(small: Function) -> None:
+    reply = small.invoke({"prompt": "abc", "max_new_tokens": 9}, Context(remaining_ms=1))
+    assert (reply["finish_reason"], reply["generated_text"]) == ("deadline", "")
+    reply = small.invoke({"prompt": ["a", "b"]}, Context(remaining_ms=1))
+    assert [g["finish_reason"] for g in reply["generations"]] == ["deadline", "deadline"]
+
+
+def test_limits_of_the_settings_refuse_and_never_clamp(model_dir: Path) -> None:
+    settings = Settings(model_dir=str(model_dir), max_new_tokens=5, max_prompt_tokens=4)
+    function = Function(settings)
+    assert function.invoke({"prompt": "abcd"})["usage"]["completion_tokens"] == 5
+    error = function.invoke({"prompt": "abcd", "max_new_tokens": 6})["error"]
+    assert (error["type"], error["param"]) == ("LimitExceeded", "max_new_tokens")
+    error = function.invoke({"prompt": ["a", "abcde"]})["error"]
+    assert (error["type"], error["param"]) == ("PromptTooLong", "prompt[1]")
+    error = function.invoke({"inputs": "abcde"})["error"]
+    assert (error["type"], error["param"]) == ("PromptTooLong", "inputs")
+
+
+def test_a_model_that_is_not_there_is_a_503_and_not_the_demo(tmp_path: Path) -> None:
+    function = Function(Settings(model_dir=str(tmp_path), model_dir_named=True))
+    reply = function.invoke(load_event("url-generate"))
+    assert reply["statusCode"] == 503
+    assert payload(reply)["error"]["type"] == "ModelUnavailable"
+    assert str(tmp_path) in payload(reply)["error"]["message"]
+
+
+def test_a_model_that_appears_later_is_opened_by_the_next_invoke(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    function = Function(Settings(model_dir=str(tmp_path / "model"), model_dir_named=True))
+    assert "error" in function.invoke({"prompt": "abc"})
+    shutil.copytree(model_dir, tmp_path / "model")
+    assert "generated_text" in function.invoke({"prompt": "abc"})
+
+
+def test_a_schedule_raises_what_it_cannot_do_so_that_it_is_retried(tmp_path: Path) -> None:
+    function = Function(Settings(model_dir=str(tmp_path), model_dir_named=True))
+    with pytest.raises(ModelUnavailable):
+        function.invoke(load_event("schedule"))
+
+
+def test_a_broken_checkpoint_is_a_503_and_one_line_in_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"broken")
+    function = Function(Settings(model_dir=str(folder), model_dir_named=True))
+    reply = function.invoke(load_event("url-generate"), Context())
+    assert reply["statusCode"] == 503
+    (line,) = capsys.readouterr().err.splitlines()
+    logged = json.loads(line)
+    assert logged["type"] == CheckpointError.__name__
+    assert logged["request_id"] == Context.aws_request_id
+
+
+def test_a_defect_of_ours_is_a_500_whose_log_has_the_place_but_never_the_prompt(
+    small: Function, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broke on a secret prompt")
+
+    monkeypatch.setattr(replies, "generated", broken)
+    event = load_event("url-generate")
+    event["body"] = '{"prompt": "a secret prompt", "max_new_tokens": 1}'
+    reply = small.invoke(event, Context())
+    assert reply["statusCode"] == 500
+    assert payload(reply)["error"]["type"] == "InternalError"
+    log = capsys.readouterr().err
+    assert "secret" not in log + reply["body"]
+    assert json.loads(log)["type"] == "RuntimeError"
+    assert any("test_app.py" in frame for frame in json.loads(log)["stack"])
+
+
+def test_nothing_is_written_for_good_or_bad_requests(
+    small: Function, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small.invoke({"prompt": "abc"})
+    small.invoke({"prompt": 5})
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reply_over_the_limit_of_its_source_is_an_error(small: Function) -> None:
+    many = json.dumps({"prompt": ["a" * 60] * 128, "max_new_tokens": 4, "id": "x" * 1_048_576})
+    for name, status in (("alb-generate", 413), ("url-generate", 200)):
+        event = load_event(name) | {"body": many}
+        reply = small.invoke(event)
+        assert reply["statusCode"] == status, name
+
+
+def test_a_model_without_an_end_of_text_token_answers_an_empty_prompt_with_400(
+    tmp_path: Path,
+) -> None:
+    folder = write_model(tmp_path / "model", small_config(bos_token_id=None, eos_token_id=None))
+    function = Function(Settings(model_dir=str(folder)))
+    event = load_event("url-generate") | {"body": '{"prompt": ["a", ""]}'}
+    reply = function.invoke(event)
+    assert (reply["statusCode"], payload(reply)["error"]["param"]) == (400, "prompt[1]")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(
+        ["prompt", "inputs", "parameters", "max_new_tokens", "stop", "stream", "id", "warmup", "x",
+         "return_full_text"]
+    ),
+    JSON,
+    max_size=4,
+)  # fmt: skip
+BODIES = (
+    st.none() | st.text(max_size=40) | JSON | FIELDS.map(json.dumps)
+    | st.binary(max_size=40).map(lambda raw: raw.decode("latin-1"))
+)  # fmt: skip
+HTTP_NAMES = ["url-generate", "rest-generate", "alb-generate", "alb-generate-multi-value"]
+HTTP_KEYS = [
+    "body", "isBase64Encoded", "headers", "multiValueHeaders", "rawPath", "path", "httpMethod", "version",
+]  # fmt: skip
+
+
+@st.composite
+def http_events(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    """A real event with a body and some of its parts replaced by anything."""
+    name = draw(st.sampled_from(HTTP_NAMES))
+    event = load_event(name)
+    event["body"] = draw(BODIES)
+    event["isBase64Encoded"] = draw(st.booleans())
+    for key in draw(st.lists(st.sampled_from(HTTP_KEYS), max_size=2)):
+        event[key] = draw(JSON)
+    kind = draw(st.sampled_from(["application/json", "application/x-www-form-urlencoded", "a/b"]))
+    if isinstance(event.get("headers"), dict):
+        event["headers"]["content-type"] = kind
+    return name, event
+
+
+def answers_http(function: Function, case: tuple[str, dict[str, Any]]) -> None:
+    name, event = case
+    reply = function.invoke(event, Context())
+    multi = "multiValueHeaders" in reply
+    check_http(reply, alb=name.startswith("alb"), multi=multi)
+    assert reply["statusCode"] == 200 or 400 <= reply["statusCode"] < 500
+    json.dumps(reply, ensure_ascii=False, allow_nan=False).encode()
+
+
+def answers_anything(function: Function, event: Any) -> None:
+    try:
+        reply = function.invoke(event, Context())
+    except UnsupportedEvent:
+        assert isinstance(event, dict)
+        return
+    json.dumps(reply, ensure_ascii=False, allow_nan=False).encode()
+    if isinstance(reply, dict) and "error" in reply:
+        assert reply["error"]["type"] in ("BadRequest", "LimitExceeded", "InvalidPrompt")
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Function:
+    folder = write_model(tmp_path_factory.mktemp("fuzzed"), small_config(n_positions=32))
+    return Function(Settings(model_dir=str(folder), model_dir_named=True))
+
+
+@given(http_events())
+def test_whatever_arrives_over_http_gets_a_reply_and_never_a_500(
+    fuzzed: Function, case: tuple[str, dict[str, Any]]
+) -> None:
+    answers_http(fuzzed, case)
+
+
+@given(JSON | FIELDS)
+def test_whatever_is_invoked_directly_gets_a_reply_and_never_our_error(
+    fuzzed: Function, event: Any
+) -> None:
+    answers_anything(fuzzed, event)
+
+
+@pytest.mark.slow
+@hypothesis_settings(max_examples=10_000)
+@given(http_events())
+def test_many_things_over_http_get_a_reply_and_never_a_500(
+    fuzzed: Function, case: tuple[str, dict[str, Any]]
+) -> None:
+    answers_http(fuzzed, case)
+
+
+@pytest.mark.slow
+@hypothesis_settings(max_examples=10_000)
+@given(JSON | FIELDS)
+def test_many_direct_events_get_a_reply_and_never_our_error(fuzzed: Function, event: Any) -> None:
+    answers_anything(fuzzed, event)
+
+
+def test_the_demo_is_beside_the_code() -> None:
+    from handler.model_source import DEMO_DIR
+
+    assert Path(DEMO_DIR) == DEMO

@@ -1,0 +1,71 @@
+"""The function under AWS's own emulator and runtime client: every event that users invoke."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, load_event
+from tests.emulator import Emulator, emulator, emulator_path
+from tests.models import small_config, write_model
+
+RIE = emulator_path()
+pytestmark = pytest.mark.skipif(
+    RIE is None, reason="AWS's emulator is not installed: `make test` does (aws-sam-cli)"
+)
+NAMES = sorted(p.stem for p in (ROOT / "events").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def function(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    assert RIE is not None
+    log = tmp_path_factory.mktemp("emulator") / "log"
+    with emulator(RIE, log, {}) as running:
+        yield running
+    for line in log.read_text().splitlines():  # a prompt is never logged
+        assert "king" not in line, line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_event_is_answered_under_the_emulator(function: Emulator, name: str) -> None:
+    reply = function.invoke(load_event(name))
+    kind = name.split("-")[0]
+    if kind == "unsupported":
+        assert reply["errorType"] == "UnsupportedEvent"
+    elif kind == "bad" and "statusCode" not in reply:
+        assert reply["error"]["type"]
+    elif "statusCode" in reply:
+        assert (reply["statusCode"] == 200) == (kind != "bad")
+        assert json.loads(reply["body"])
+    else:
+        assert isinstance(reply, list) or reply["timings_ms"]["total"] > 0
+
+
+def test_the_first_invoke_is_a_cold_start_and_the_second_is_warm(tmp_path: Path) -> None:
+    assert RIE is not None
+    with emulator(RIE, tmp_path / "log", {}) as function:
+        event = {"prompt": "Once upon a time", "max_new_tokens": 3}
+        first, second = function.invoke(event), function.invoke(event)
+    assert (first["cold_start"], second["cold_start"]) == (True, False)
+    assert first["timings_ms"]["process"] > 0
+    assert first["generated_text"] == second["generated_text"]
+
+
+def test_the_functions_timeout_returns_the_partial_text(tmp_path: Path) -> None:
+    assert RIE is not None
+    config = small_config(n_layer=48, n_positions=8192, eos_token_id=None)
+    slow = write_model(tmp_path / "slow", config)
+    environ = {"GPT2_MODEL_DIR": str(slow), "AWS_LAMBDA_FUNCTION_TIMEOUT": "3"}
+    with emulator(RIE, tmp_path / "log", environ) as function:
+        reply = function.invoke({"prompt": "abc", "max_new_tokens": 8000})
+    assert reply["finish_reason"] == "deadline"
+    assert 0 < reply["usage"]["completion_tokens"] < 8000
+
+
+def test_a_bad_setting_is_an_init_error_that_names_it(tmp_path: Path) -> None:
+    assert RIE is not None
+    with emulator(RIE, tmp_path / "log", {"GPT2_MAX_NEW_TOKENS": "many"}) as function:
+        reply = function.invoke({"prompt": "abc"})
+    assert reply["errorType"] == "SettingsError"
+    assert "GPT2_MAX_NEW_TOKENS is 'many'" in reply["errorMessage"]

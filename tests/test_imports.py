@@ -1,0 +1,106 @@
+"""The import budget: what is in `sys.modules` after each step, in a fresh process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+NEVER_ON_THE_WAY = ("boto3", "botocore", "huggingface_hub", "requests", "urllib3", "ssl")
+HEAVY = (*NEVER_ON_THE_WAY, "numpy", "tokenizers", "http.client", "asyncio", "dataclasses",
+         "inspect", "logging", "pathlib", "pydantic", "safetensors", "email")  # fmt: skip
+
+
+def modules_after(code: str, **environ: str) -> set[str]:
+    script = f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run(
+        # -S: no site-packages' .pth files, which may import anything before we begin
+        [sys.executable, "-S", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": ":".join(p for p in sys.path if p), **environ},
+    )
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_importing_the_handler_loads_nothing_heavy() -> None:
+    loaded = modules_after("import handler.app")
+    assert "handler.app" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_importing_the_core_loads_nothing_heavy() -> None:
+    loaded = modules_after("import gpt2core\nfrom gpt2core import GPT2Error")
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_every_public_name_of_the_core_resolves() -> None:
+    import gpt2core
+
+    for name in gpt2core.__all__:
+        assert getattr(gpt2core, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        gpt2core.nonsense  # noqa: B018
+    assert set(gpt2core.__all__) <= set(dir(gpt2core))
+
+
+def test_a_cold_invoke_from_a_directory_loads_no_client_and_no_tls(model_dir: Path) -> None:
+    loaded = modules_after(
+        "from handler.app import lambda_handler\n"
+        "assert lambda_handler({'prompt': 'abc', 'max_new_tokens': 3})['generated_text']",
+        GPT2_MODEL_DIR=str(model_dir),
+    )
+    assert "numpy" in loaded
+    assert loaded.isdisjoint(NEVER_ON_THE_WAY)
+
+
+def test_health_and_bad_input_are_answered_without_numpy() -> None:
+    loaded = modules_after(
+        "from handler.app import lambda_handler\n"
+        "event = json.load(open('events/url-health.json'))\n"
+        "assert lambda_handler(event)['statusCode'] == 200\n"
+        "assert lambda_handler({'prompt': 5})['error']"
+    )
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_the_core_knows_neither_handler_nor_environment() -> None:
+    for path in (ROOT / "gpt2core").glob("*.py"):
+        source = path.read_text()
+        assert "import handler" not in source, path
+        assert "from handler" not in source, path
+        assert "environ" not in source.replace("OPENBLAS_NUM_THREADS", ""), path
+        assert "logging" not in source, path
+
+
+def test_threads_are_set_before_numpy_is_imported() -> None:
+    code = "import os, handler.app\nassert os.environ['OPENBLAS_NUM_THREADS'] == '1'"
+    assert "numpy" not in modules_after(code, GPT2_THREADS="1")
+
+
+def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
+    loaded = modules_after(
+        "import handler.app\nassert handler.app._function._engine is not None",
+        GPT2_PRELOAD="init",
+        GPT2_MODEL_DIR=str(model_dir),
+    )
+    assert "numpy" in loaded
+
+
+def test_a_bad_setting_is_an_error_at_import_that_names_it() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "import handler.app"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"GPT2_PRELOAD": "yes"},
+        check=False,
+    )
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.endswith("SettingsError: GPT2_PRELOAD is 'yes'; accepted: lazy or init")
