@@ -101,7 +101,7 @@ ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
 
 def layer_norm(x: Float32, norm: Affine, epsilon: float) -> Float32:
     """x [n_seq, n_embd] -> [n_seq, n_embd], each row to mean 0 and variance 1, then affine."""
-    centred = x - x.mean(axis=-1, keepdims=True)
+    centred: Float32 = x - x.mean(axis=-1, keepdims=True)
     variance = np.einsum("ij,ij->i", centred, centred)[:, None] / np.float32(x.shape[-1])
     centred /= np.sqrt(variance + np.float32(epsilon))
     centred *= norm.weight

@@ -101,8 +101,11 @@ class Weights:
 def widen(tensor: Tensor) -> Float32:
     """One tensor as aligned float32, exactly: the view itself where it is that already."""
     data: NDArray[Any] = tensor.data
+    if not data.flags.aligned:
+        # As bytes, because NumPy moves misaligned numbers one by one: 475 MB in 0.8 s, not 0.1.
+        aligned = np.empty(data.shape, data.dtype)
+        aligned.reshape(-1).view(np.uint8)[:] = data.reshape(-1).view(np.uint8)
+        data = aligned
     if tensor.dtype == "BF16":  # the upper half of a float32
         return (data.astype(np.uint32) << 16).view(np.float32)
-    if tensor.dtype == "F16" or not data.flags.aligned:
-        return data.astype(np.float32)
-    return data
+    return data.astype(np.float32) if tensor.dtype == "F16" else data

@@ -155,7 +155,7 @@ def _huggingface(fields: Mapping[str, Any]) -> Request:
         value = parameters.get(name)
         if value is not None and value not in accepted:
             raise BadRequest(
-                f"{name} is {shown(value)}: decoding is greedy, which allows only {shown(accepted[0])}",
+                f"{name} is {shown(value)}: greedy decoding allows only {shown(accepted[0])}",
                 param=f"parameters.{name}",
             )
     prompts, is_list = _prompts(fields["inputs"], "inputs")

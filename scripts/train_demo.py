@@ -206,6 +206,7 @@ def save(model: GPT2LMHeadModel, tokenizer: Tokenizer, out: Path) -> None:
     """Write config, float16 weights and tokenizer the way `transformers` reads them."""
     out.mkdir(parents=True, exist_ok=True)
     model.config.activation_function = "gelu_new"  # the same formula under GPT-2's own name
+    model.config.use_cache = model.generation_config.use_cache = True
     model.half().save_pretrained(out, safe_serialization=True)
     tokenizer.save(str(out / "tokenizer.json"))
     settings = {

@@ -23,10 +23,18 @@ CASES = (
     Case("unscaled-attention", small_config(scale_attn_weights=False, n_embd=21), 5),
     Case("inverse-layer-scaling", small_config(n_layer=5, scale_attn_by_inverse_layer_idx=True), 6),
     Case("untied-silu", small_config(tie_word_embeddings=False, activation_function="silu"), 7),
-    Case("quick-gelu-large-epsilon", small_config(activation_function="quick_gelu", layer_norm_epsilon=1e-2), 8),
+    Case(
+        "quick-gelu-large-epsilon",
+        small_config(activation_function="quick_gelu", layer_norm_epsilon=1e-2),
+        8,
+    ),
     Case("many-heads-long-context", small_config(n_head=12, n_embd=48, n_positions=257), 9),
-    Case("tanh-gelu-head-of-one", small_config(n_head=24, activation_function="gelu_pytorch_tanh"), 10),
-)  # fmt: skip
+    Case(
+        "tanh-gelu-head-of-one",
+        small_config(n_head=24, activation_function="gelu_pytorch_tanh"),
+        10,
+    ),
+)
 
 
 def prompt_ids(case: Case, length: int) -> list[int]:

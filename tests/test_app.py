@@ -317,20 +317,40 @@ JSON = st.recursive(
 )
 FIELDS = st.dictionaries(
     st.sampled_from(
-        ["prompt", "inputs", "parameters", "max_new_tokens", "stop", "stream", "id", "warmup", "x",
-         "return_full_text"]
+        [
+            "prompt",
+            "inputs",
+            "parameters",
+            "max_new_tokens",
+            "stop",
+            "stream",
+            "id",
+            "warmup",
+            "x",
+            "return_full_text",
+        ]
     ),
     JSON,
     max_size=4,
-)  # fmt: skip
+)
 BODIES = (
-    st.none() | st.text(max_size=40) | JSON | FIELDS.map(json.dumps)
+    st.none()
+    | st.text(max_size=40)
+    | JSON
+    | FIELDS.map(json.dumps)
     | st.binary(max_size=40).map(lambda raw: raw.decode("latin-1"))
-)  # fmt: skip
+)
 HTTP_NAMES = ["url-generate", "rest-generate", "alb-generate", "alb-generate-multi-value"]
 HTTP_KEYS = [
-    "body", "isBase64Encoded", "headers", "multiValueHeaders", "rawPath", "path", "httpMethod", "version",
-]  # fmt: skip
+    "body",
+    "isBase64Encoded",
+    "headers",
+    "multiValueHeaders",
+    "rawPath",
+    "path",
+    "httpMethod",
+    "version",
+]
 
 
 @st.composite

@@ -90,8 +90,15 @@ def test_the_same_request_arrives_the_same_from_every_source(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["api-huggingface", "rest-huggingface", "url-huggingface", "alb-huggingface", "direct-huggingface"]
-)  # fmt: skip
+    "name",
+    [
+        "api-huggingface",
+        "rest-huggingface",
+        "url-huggingface",
+        "alb-huggingface",
+        "direct-huggingface",
+    ],
+)
 def test_the_hugging_face_dialect_arrives_the_same_from_every_source(name: str) -> None:
     assert request(load_event(name)) == Request(
         "huggingface",
@@ -117,8 +124,13 @@ def test_form_fields_speak_the_hugging_face_dialect_too() -> None:
     body = "inputs=a%20b&max_new_tokens=3&stop=x&stop=y&details=true"
     found = request(url_event(body, "application/x-www-form-urlencoded; charset=UTF-8"))
     assert found == Request(
-        "huggingface", ("a b",), max_new_tokens=3, stop=("x", "y"), return_full_text=True, details=True
-    )  # fmt: skip
+        "huggingface",
+        ("a b",),
+        max_new_tokens=3,
+        stop=("x", "y"),
+        return_full_text=True,
+        details=True,
+    )
 
 
 @pytest.mark.parametrize("name", ["api-health", "rest-health", "url-health", "alb-health"])
@@ -133,8 +145,15 @@ def test_warm_ups(name: str) -> None:
 
 @pytest.mark.parametrize(
     "content_type",
-    [None, "", "application/json", "APPLICATION/JSON; charset=utf-8", "application/ld+json", 'text/json;charset="UTF-8"'],
-)  # fmt: skip
+    [
+        None,
+        "",
+        "application/json",
+        "APPLICATION/JSON; charset=utf-8",
+        "application/ld+json",
+        'text/json;charset="UTF-8"',
+    ],
+)
 def test_json_is_read_under_each_of_its_names(content_type: str | None) -> None:
     assert request(url_event('{"prompt": "x"}', content_type)).prompts == ("x",)
 
@@ -247,8 +266,9 @@ def test_a_body_that_is_no_json_object_is_refused(body: Any, words: str) -> None
 
 
 @pytest.mark.parametrize(
-    "body", ["prompt", "a=b&&", "prompt=%FF", "prompt=a&prompt=b", "&".join(f"a{i}=1" for i in range(300))]
-)  # fmt: skip
+    "body",
+    ["prompt", "a=b&&", "prompt=%FF", "prompt=a&prompt=b", "&".join(f"a{i}=1" for i in range(300))],
+)
 def test_a_form_that_cannot_be_read_is_refused(body: str) -> None:
     with pytest.raises(BadRequest):
         parse(url_event(body, "application/x-www-form-urlencoded"))

@@ -183,9 +183,13 @@ def replaced(name: str, array: Any) -> Change:
         (replaced("ln_f.bias", np.zeros(24, np.int32)), "ln_f.bias", "has dtype I32"),
         (replaced("ln_f.bias", np.zeros(24, np.float64)), "ln_f.bias", "has dtype F64"),
         (renamed("h.1.ln_1.bias", "h.7.ln_1.bias"), "h.7.ln_1.bias", "not part"),
-        (replaced("h.0.attn.c_attn.lora_A", np.zeros(3, np.float32)), "h.0.attn.c_attn.lora_A", "not part"),
+        (
+            replaced("h.0.attn.c_attn.lora_A", np.zeros(3, np.float32)),
+            "h.0.attn.c_attn.lora_A",
+            "not part",
+        ),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit_the_configuration_are_named(
     tmp_path: Path, change: Change, tensor: str, words: str
 ) -> None:

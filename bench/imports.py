@@ -1,0 +1,47 @@
+"""What a cold invoke imports and what that costs: medians over several fresh processes.
+
+    make bench      or      python bench/imports.py [--runs 9]
+
+Each process answers one event from the demo model under `-X importtime`, which itself slows
+imports somewhat. A module's milliseconds are its own and those of everything it is the first to
+import.
+"""
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SHOWN = ("site", "handler.app", "typing", "json", "re", "numpy", "gpt2core.engine", "tokenizers")
+CODE = "from handler.app import lambda_handler; lambda_handler({'prompt': 'Once'})"
+LINE = re.compile(r"import time: +(\d+) \| +(\d+) \| +([\w.]+)$")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Import times of a cold invoke.")
+    parser.add_argument("--runs", type=int, default=9)
+    args = parser.parse_args()
+    times: dict[str, list[float]] = {name: [] for name in SHOWN}
+    for _ in range(args.runs + 1):  # the first run writes bytecode
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", CODE],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )
+        for line in done.stderr.splitlines():
+            match = LINE.match(line)
+            if match and match[3] in times:
+                times[match[3]].append(int(match[2]) / 1000)
+    for name, values in times.items():
+        print(
+            f"{name:<16}{statistics.median(values[1:]):>7.1f} ms" if values else f"{name:<16}  none"
+        )
+
+
+if __name__ == "__main__":
+    main()

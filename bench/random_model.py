@@ -1,0 +1,90 @@
+"""Random weights of a published GPT-2's shapes, in the published layout.
+
+    python -m bench.random_model DIR
+
+Real weights cannot be had on every machine, and speed does not depend on their values. The file
+is laid out as the published gpt2's: the same tensors in F32, causal masks included, 548 MB, and
+its data begins at an odd byte, so that no tensor is aligned. With `--aligned` the header is padded
+so that it begins at a multiple of 64, as newer writers do. The tokenizer is the published one where
+GPT2_TEST_DATA has it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from gpt2core.checkpoint import expected_shapes
+from gpt2core.config import GPT2Config
+
+PUBLISHED_DATA_BEGINS = 14_291
+ROOT = Path(__file__).parent.parent
+TEST_DATA = Path(os.environ.get("GPT2_TEST_DATA", ROOT.parent / "shared" / "data"))
+CONFIG = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "activation_function": "gelu_new",
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_ctx": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "layer_norm_epsilon": 1e-5,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+
+
+def make(folder: Path, *, aligned: bool = False) -> Path:
+    """Write the model directory unless it is there already; returns it."""
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        if (TEST_DATA / "gpt2-tokenizer" / name).exists():
+            shutil.copy(TEST_DATA / "gpt2-tokenizer" / name, folder)
+    config = GPT2Config.from_dict(CONFIG)
+    n = config.n_positions
+    shapes = {f"h.{i}.attn.bias": (1, 1, n, n) for i in range(config.n_layer)}
+    shapes |= expected_shapes(config)
+    shapes = dict(sorted(shapes.items()))  # the published file's order
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, shape in shapes.items():
+        size = 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    begins = -(-(len(raw) + 8) // 64) * 64 + (0 if aligned else PUBLISHED_DATA_BEGINS % 64)
+    length = begins - 8
+    draw = np.random.default_rng(0)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(length.to_bytes(8, "little") + raw.ljust(length))
+        for name, shape in shapes.items():
+            if name.endswith(".attn.bias"):
+                array = np.tril(np.ones(shape, np.float32))
+            elif "ln_" in name:
+                array = np.full(shape, name.endswith("weight"), np.float32)
+            else:
+                array = 0.02 * draw.standard_normal(shape, np.float32)
+            file.write(array.astype(np.float32).tobytes())
+    (folder / "done").touch()
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Random weights in the layout of gpt2.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--aligned", action="store_true")
+    args = parser.parse_args()
+    folder = make(args.folder, aligned=args.aligned)
+    print(f"{folder}: {(folder / 'model.safetensors').stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
