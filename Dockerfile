@@ -24,8 +24,7 @@ RUN /opt/venv/bin/python -m compileall -q gpt2core handler
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 
-# Lambda runs the function as a user of its own; elsewhere it needs no more than this one.
-USER 65534:65534
-
+# No USER: Lambda brings its own, and `sam local` adds its emulator to this image in a RUN of its own,
+# which fails for any user but root. Elsewhere: docker run --user 65534 --read-only --tmpfs /tmp.
 ENTRYPOINT ["python", "-m", "awslambdaric"]
 CMD ["handler.app.lambda_handler"]
