@@ -59,6 +59,7 @@ class Engine:
         weights = Weights(open_checkpoint(path, config), config)
         if threads is not None:
             set_threads(threads)
+        weights.widen_ahead()
         return cls(path, config, weights)
 
     @property

@@ -173,7 +173,7 @@ def hidden_states(
     epsilon = config.layer_norm_epsilon
     activation = ACTIVATIONS[config.activation_function]
     mask = causal_mask(n_seq)
-    x: Float32 = weights.wte[np.asarray(ids)] + weights.wpe[n_past : n_past + n_seq]
+    x = weights.embed(np.asarray(ids), n_past)
     for i in range(config.n_layer):
         block: Block = weights.block(i)
         scale = attention_scale(config, i)

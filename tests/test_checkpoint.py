@@ -1,12 +1,13 @@
 import json
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gpt2core import Engine
+from gpt2core import Engine, weights
 from gpt2core.checkpoint import expected_shapes, open_checkpoint, open_safetensors
 from gpt2core.config import GPT2Config
 from gpt2core.weights import widen
@@ -183,3 +184,26 @@ def test_the_published_sizes_have_their_published_number_of_parameters(
     n_layer, n_embd = sizes.get(name, (48, 1600))
     config = GPT2Config.from_dict({"n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 64})
     assert sum(int(np.prod(s)) for s in expected_shapes(config).values()) == parameters
+
+
+@pytest.mark.parametrize(("pad", "threads"), [(0, 0), (1, 1)])
+def test_a_thread_prepares_weights_only_where_they_cannot_be_used_as_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pad: int, threads: int
+) -> None:
+    tensors = random_tensors(small_config())
+    folder = write_model(tmp_path / "model")
+    path = folder / "model.safetensors"
+    write_safetensors(path, {n: ("F32", a) for n, a in tensors.items()})
+    header_bytes = int.from_bytes(path.read_bytes()[:8], "little")
+    write_safetensors(path, {n: ("F32", a) for n, a in tensors.items()}, -header_bytes % 4 + pad)
+    started: list[Any] = []
+    monkeypatch.setattr(weights, "start_new_thread", lambda job, _: started.append(job))
+    engine = Engine.open(folder)
+    assert len(started) == threads
+    for job in started:
+        job()
+    np.testing.assert_allclose(engine.logits(PROMPT), unshifted(tmp_path, tensors), atol=1e-6)
+
+
+def unshifted(tmp_path: Path, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    return logits_of(write_model(tmp_path / "unshifted", tensors=tensors))
