@@ -28,8 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GPT2Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader left, as `head` does
+    except (OSError, UnicodeEncodeError) as error:
+        # The interpreter flushes stdout once more when it ends; that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # the reader left, as `head` does
+            print(f"error: cannot write the text ({error})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -39,8 +42,9 @@ def _generate(prompt: str, max_new_tokens: int, model: str) -> int:
     from gpt2core.engine import Engine  # NumPy, 100 ms: not for --help
     from gpt2core.generate import Token
 
+    items = Engine.open(model).stream(prompt, max_new_tokens)
     print(prompt, end="", flush=True)
-    for item in Engine.open(model).stream(prompt, max_new_tokens):
+    for item in items:
         if isinstance(item, Token):
             print(item.text, end="", flush=True)
     print()

@@ -170,11 +170,15 @@ def _parse_header(raw: bytes, data_bytes: int, file: str) -> list[_Span]:
     if raw[:1] != b"{":
         raise CheckpointError("the header does not begin with '{': no safetensors file", file=file)
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+        header = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError) as error:
         kind = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
         raise CheckpointError(f"the header is not {kind}", file=file) from error
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError("__metadata__ is not an object of strings", file=file)
     spans = sorted(_span(name, entry, data_bytes, file) for name, entry in header.items())
     at = 0
     for span in spans:
@@ -191,6 +195,10 @@ def _parse_header(raw: bytes, data_bytes: int, file: str) -> list[_Span]:
             f"the tensors end at byte {at} of {data_bytes}: trailing bytes", file=file
         )
     return spans
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _span(name: str, entry: Any, data_bytes: int, file: str) -> _Span:
@@ -210,9 +218,12 @@ def _span(name: str, entry: Any, data_bytes: int, file: str) -> _Span:
         raise broken("data_offsets is not a pair [begin, end] of non-negative numbers in order")
     if offsets[1] > data_bytes:
         raise broken(f"ends at byte {offsets[1]} of {data_bytes}: truncated?")
-    count = 1
+    count = extent = 1
     for n in shape:
         count *= n
+        extent *= n or 1
+    if not count and extent >= 1 << 56:  # nothing in it, and still more than NumPy can address
+        raise broken("shape is empty in one dimension and immense in the others")
     if count * _DTYPES[dtype].itemsize != offsets[1] - offsets[0]:
         raise broken(
             f"{dtype} {shape} needs {count * _DTYPES[dtype].itemsize} bytes"
@@ -235,10 +246,9 @@ def _shards(model_dir: str, index: str) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("weight_map is missing or empty", file=index)
     for name in weight_map.values():
-        if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", ".."):
+        plain = isinstance(name, str) and name == os.path.basename(name) and name.isprintable()
+        if not plain or name in ("", ".", ".."):
             raise CheckpointError(f"shard {ascii(name)[:80]} is not a plain file name", file=index)
-        if "\0" in name:
-            raise CheckpointError(f"shard {ascii(name)[:80]} is not a file name", file=index)
     paths = [os.path.join(model_dir, name) for name in dict.fromkeys(weight_map.values())]
     for path in paths:
         if not os.path.exists(path):
@@ -252,6 +262,8 @@ def _select(tensors: dict[str, Tensor], config: GPT2Config, file: str) -> dict[s
         # `safetensors.torch.save_model` keeps one name of a shared tensor: the first in ABC order.
         tensors["wte.weight"] = tensors["lm_head.weight"]
     expected = expected_shapes(config)
+    if "lm_head.weight" in tensors:  # also where it is tied: `Weights` looks whether they differ
+        expected["lm_head.weight"] = (config.vocab_size, config.n_embd)
     for name in _unknown(tensors, expected):
         raise CheckpointError(
             "is not part of the network that config.json describes",

@@ -5,6 +5,7 @@ Field names and defaults are those of Hugging Face's `GPT2Config`.
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -36,7 +37,16 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "pruned_heads": ({},),
     "quantization_config": (None,),
 }
-_MAX_SIZE = 1 << 24  # no dimension of a GPT-2 comes near; keeps hostile numbers out of arithmetic
+# The names that `transformers` takes for the same fields (its `attribute_map`).
+_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+# No GPT-2 comes near: hostile numbers stay out of arithmetic and loops.
+_MAX_SIZE = 1 << 24
+_MAX_LAYERS = 4096
 
 
 class GPT2Config(NamedTuple):
@@ -75,11 +85,18 @@ class GPT2Config(NamedTuple):
                     f"{raw[field]!r} is not supported, only {accepted[0]!r}", file=file, field=field
                 )
 
-        def size(field: str, default: int) -> int:
-            value = raw.get(field, default)
-            if type(value) is not int or not 1 <= value <= _MAX_SIZE:
+        fields = dict(raw)
+        for alias, field in _ALIASES.items():
+            if alias in raw and raw.get(field, raw[alias]) != raw[alias]:
+                raise ConfigError(f"contradicts {field}", file=file, field=alias)
+            if alias in raw:
+                fields[field] = raw[alias]
+
+        def size(field: str, default: int, most: int = _MAX_SIZE) -> int:
+            value = fields.get(field, default)
+            if type(value) is not int or not 1 <= value <= most:
                 raise ConfigError(
-                    f"{value!r} is not a whole number from 1 to {_MAX_SIZE}", file=file, field=field
+                    f"{value!r} is not a whole number from 1 to {most}", file=file, field=field
                 )
             return value
 
@@ -110,7 +127,7 @@ class GPT2Config(NamedTuple):
             vocab_size=size("vocab_size", 50257),
             n_positions=size("n_positions", 1024),
             n_embd=n_embd,
-            n_layer=size("n_layer", 12),
+            n_layer=size("n_layer", 12, _MAX_LAYERS),
             n_head=n_head,
             n_inner=4 * n_embd if raw.get("n_inner") is None else size("n_inner", 0),
             activation_function=activation,
@@ -141,6 +158,8 @@ def read_json(path: str) -> dict[str, Any]:
         ConfigError: the file is missing, unreadable, no UTF-8, no JSON or no object.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
+            raise ConfigError("is not a regular file", file=path)
         with open(path, "rb") as file:
             raw = json.loads(file.read().decode("utf-8"))
     except OSError as error:

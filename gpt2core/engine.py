@@ -8,7 +8,13 @@ import numpy as np
 from gpt2core import generate as generation
 from gpt2core.checkpoint import open_checkpoint
 from gpt2core.config import GPT2Config
-from gpt2core.errors import InvalidArgument, InvalidPrompt, ModelError, PromptTooLong
+from gpt2core.errors import (
+    InvalidArgument,
+    InvalidPrompt,
+    ModelError,
+    PromptTooLong,
+    TokenizerError,
+)
 from gpt2core.generate import Generation, Token
 from gpt2core.kernels import Float32, set_threads
 from gpt2core.model import all_logits
@@ -59,7 +65,6 @@ class Engine:
         weights = Weights(open_checkpoint(path, config), config)
         if threads is not None:
             set_threads(threads)
-        weights.widen_ahead()
         return cls(path, config, weights)
 
     @property
@@ -67,22 +72,43 @@ class Engine:
         """The directory's tokenizer, opened when it is first asked for.
 
         Raises:
-            TokenizerError: the directory has none, or its ids go beyond the model's vocabulary.
+            TokenizerError: the directory has none, or it is broken.
         """
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.open(self.model_dir)
         return self._tokenizer
 
-    def encode_prompt(self, prompt: str) -> list[int]:
+    def read_ahead(self) -> None:
+        """Begin to make the weights ready in a thread, where they must be copied or widened.
+
+        Every call that needs them does this first; it pays to do it before opening the tokenizer.
+        """
+        self._weights.widen_ahead()
+
+    def encode_prompt(self, prompt: str, limit: int | None = None) -> list[int]:
         """Ids that the model starts from: an empty prompt is the beginning-of-text token.
 
+        `limit` is the most tokens to accept; the context is one anyway.
+
         Raises:
-            InvalidPrompt: `prompt` is no text, is empty where the model has no such token, or
-                holds a token that the model has no embedding for.
-            PromptTooLong: it exceeds the context.
-            TokenizerError: the directory has no tokenizer.
+            InvalidPrompt: `prompt` is no text, or is empty where the model has no such token.
+            PromptTooLong: it exceeds the limit.
+            TokenizerError: the directory has no tokenizer, or one with more tokens than the model.
         """
-        return self._checked(self.tokenizer.encode(prompt))
+        limit = min(limit or self.config.n_positions, self.config.n_positions)
+        tokenizer = self.tokenizer
+        least = tokenizer.least_tokens(prompt) if isinstance(prompt, str) else 0
+        if least > limit:  # megabytes of text take seconds to encode, only to be refused
+            raise PromptTooLong(least, limit, at_least=True)
+        ids = tokenizer.encode(prompt)
+        if len(ids) > limit:
+            raise PromptTooLong(len(ids), limit)
+        if max(ids, default=0) >= self.config.vocab_size:
+            raise TokenizerError(
+                f"has token {max(ids)}, the model only {self.config.vocab_size}: they do not match",
+                file=self.model_dir,
+            )
+        return self._checked(ids)
 
     def generate(
         self,
@@ -114,13 +140,18 @@ class Engine:
 
         Arguments and errors as for `generate`; errors come before this returns.
         """
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(isinstance(s, str) and s for s in stops):
+        self.read_ahead()
+        stops = (stop,) if isinstance(stop, str) else stop
+        if not isinstance(stops, (list, tuple)) or not all(isinstance(s, str) and s for s in stops):
             raise InvalidArgument("stop must be a non-empty string or several", param="stop")
+        if deadline is not None and not isinstance(deadline, (int, float)):
+            raise InvalidArgument(
+                f"deadline is {deadline!r}, not a number of seconds", param="deadline"
+            )
         _check_count(max_new_tokens)
         ids = self.encode_prompt(prompt) if isinstance(prompt, str) else self._checked(prompt)
         return generation.stream(
-            self._weights, self.config, self.tokenizer, ids, max_new_tokens, stops, deadline
+            self._weights, self.config, self.tokenizer, ids, max_new_tokens, tuple(stops), deadline
         )
 
     def generate_batch(
@@ -134,6 +165,8 @@ class Engine:
 
         All prompts are checked before the first is continued.
         """
+        if isinstance(prompts, (str, bytes)):
+            raise InvalidArgument("prompts is one string, not a list of them", param="prompts")
         streams = [self.stream(prompt, max_new_tokens, stop, deadline) for prompt in prompts]
         return [generation.collect(items) for items in streams]
 
@@ -145,6 +178,7 @@ class Engine:
         Raises:
             InvalidArgument, InvalidPrompt, PromptTooLong: as for `generate`.
         """
+        self.read_ahead()
         _check_count(max_new_tokens)
         return list(
             generation.greedy_ids(self._weights, self.config, self._checked(ids), max_new_tokens)
@@ -156,9 +190,14 @@ class Engine:
         Raises:
             InvalidPrompt, PromptTooLong: as for `generate`.
         """
+        self.read_ahead()
         return all_logits(self._weights, self.config, self._checked(ids))
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
+        if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
+            raise InvalidPrompt(
+                f"the prompt is {type(ids).__name__}, not text or a list of ids", param="prompt"
+            )
         ids, config = list(ids), self.config
         for i in ids:
             if (

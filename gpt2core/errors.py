@@ -10,9 +10,10 @@ class GPT2Error(Exception):
     """Base of every error that this project raises on purpose."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        # A message may quote what arrived, and half of a surrogate pair cannot be written anywhere.
+        self.message = message.encode("utf-8", "backslashreplace").decode()
         self.param = param
+        super().__init__(self.message)
 
 
 class ModelError(GPT2Error):
@@ -54,12 +55,15 @@ class InvalidPrompt(InvalidArgument):
 
 
 class PromptTooLong(GPT2Error):
-    """More prompt tokens than the limit. Carries both numbers."""
+    """More prompt tokens than the limit. Carries both numbers.
 
-    def __init__(self, prompt_tokens: int, limit: int, *, param: str = "prompt") -> None:
+    With `at_least`, `prompt_tokens` is what a text of its length must have and it may have more.
+    """
+
+    def __init__(self, prompt_tokens: int, limit: int, *, at_least: bool = False) -> None:
+        count = f"at least {prompt_tokens}" if at_least else prompt_tokens
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens and the limit is {limit}: shorten it",
-            param=param,
+            f"the prompt has {count} tokens and the limit is {limit}: shorten it", param="prompt"
         )
         self.prompt_tokens = prompt_tokens
         self.limit = limit

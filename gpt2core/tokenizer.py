@@ -36,6 +36,7 @@ class Tokenizer:
         self._rust = rust
         self._alphabet = byte_alphabet()
         self._bytes: dict[int, bytes] = {}
+        self._longest = 0  # bytes of the longest token; 0 until somebody has asked
         self._special = {i for i, t in rust.get_added_tokens_decoder().items() if t.special}
         # `encode_special_tokens` is a setting of the whole object, so encoding takes turns.
         from threading import Lock
@@ -51,10 +52,10 @@ class Tokenizer:
         """
         folder = os.fspath(model_dir)
         path = os.path.join(folder, "tokenizer.json")
-        if not os.path.exists(path):
+        if not os.path.isfile(path):
             vocab, path = os.path.join(folder, "vocab.json"), os.path.join(folder, "merges.txt")
             for file in (vocab, path):
-                if not os.path.exists(file):
+                if not os.path.isfile(file):
                     raise TokenizerError(
                         "no tokenizer here: add tokenizer.json, or vocab.json and merges.txt",
                         file=folder,
@@ -101,6 +102,21 @@ class Tokenizer:
             self._rust.encode_special_tokens = not allow_special
             return self._rust.encode(text).ids
 
+    def least_tokens(self, text: str) -> int:
+        """A lower bound of the number of tokens of `text`, without encoding it.
+
+        Its bytes over those of the longest token; 0 where a token may stand for more than its own.
+        """
+        if len(text) < 4096:  # not worth a look at the vocabulary
+            return 0
+        added = self._rust.get_added_tokens_decoder().values()
+        if self._rust.normalizer is not None or any(t.lstrip or t.rstrip for t in added):
+            return 0
+        if not self._longest:
+            # One character of a piece is one byte, or more in an added token.
+            self._longest = max(len(piece.encode()) for piece in self._rust.get_vocab())
+        return len(text.encode("utf-8", "replace")) // self._longest
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token adds to the text.
 
@@ -111,8 +127,8 @@ class Tokenizer:
         if known is not None:
             return known
         piece = None
-        if isinstance(token, int) and 0 <= token < 1 << 32:
-            piece = self._rust.id_to_token(token)
+        if hasattr(token, "__index__") and 0 <= token < 1 << 32:
+            piece = self._rust.id_to_token(int(token))
         if piece is None:
             raise InvalidArgument(f"token id {token!r} is not in the vocabulary", param="ids")
         try:

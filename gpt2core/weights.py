@@ -5,7 +5,7 @@ and F32 that stands at an odd offset is copied (NumPy copies a misaligned operan
 product, and the header of the published gpt2 ends at byte 14,291): layer by layer, once, kept.
 """
 
-from _thread import start_new_thread
+from _thread import allocate_lock, start_new_thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,13 +48,16 @@ class Block(NamedTuple):
 
 
 class Weights:
-    """All weights of one model. Safe to share between threads: the worst race widens twice."""
+    """All weights of one model. Threads may share them: the worst race widens a block twice."""
 
     def __init__(self, tensors: dict[str, Tensor], config: GPT2Config) -> None:
         self._tensors = tensors
-        self._tied = config.tie_word_embeddings
+        self._tie = config.tie_word_embeddings
+        self._head = ""  # the name of the output embeddings, once somebody has asked
         self._blocks: list[Block | None] = [None] * config.n_layer
         self._arrays: dict[str, Float32] = {}
+        self._widening = allocate_lock()  # the embeddings are too large to be widened twice
+        self._ahead = False
 
     def block(self, i: int) -> Block:
         """Block `i` of n_layer."""
@@ -76,8 +79,9 @@ class Weights:
         uses the weights comes from the first: they meet in the middle. Without effect where the
         tensors are used as they lie in their file.
         """
-        if any(_needs_copy(tensor) for tensor in self._tensors.values()):
+        if not self._ahead and any(_needs_copy(tensor) for tensor in self._tensors.values()):
             start_new_thread(self._widen_backwards, ())
+        self._ahead = True
 
     def embed(self, ids: NDArray[np.intp], position: int) -> Float32:
         """Token plus position embeddings of `ids` [n_seq], the first at `position`; a new array.
@@ -96,14 +100,20 @@ class Weights:
     @property
     def lm_head(self) -> Float32:
         """Output embeddings [vocab_size, n_embd]; the token embeddings where they are tied."""
-        return self._kept("wte.weight" if self._tied else "lm_head.weight")
+        if not self._head:
+            tied = self._tie and not _differ(self._tensors)
+            self._head = "wte.weight" if tied else "lm_head.weight"
+        return self._kept(self._head)
 
     def _widen_backwards(self) -> None:
-        self.lm_head  # noqa: B018 (makes it ready)
-        for i in reversed(range(len(self._blocks))):
-            if self._blocks[i] is not None:
-                return
-            self.block(i)
+        try:
+            self.lm_head  # noqa: B018 (makes it ready)
+            for i in reversed(range(len(self._blocks))):
+                if self._blocks[i] is not None:
+                    return
+                self.block(i)
+        except MemoryError:
+            return  # whoever needs the weights will meet it, and can report it
 
     def _affine(self, name: str) -> Affine:
         return Affine(widen(self._tensors[name + ".weight"]), widen(self._tensors[name + ".bias"]))
@@ -111,8 +121,23 @@ class Weights:
     def _kept(self, name: str) -> Float32:
         array = self._arrays.get(name)
         if array is None:
-            array = self._arrays[name] = widen(self._tensors[name])
+            with self._widening:
+                array = self._arrays.get(name)
+                if array is None:
+                    array = self._arrays[name] = widen(self._tensors[name])
         return array
+
+
+def _differ(tensors: dict[str, Tensor]) -> bool:
+    """Whether a stored `lm_head` is another matrix than the token embeddings.
+
+    `transformers` 5 does not tie two that are stored and differ, whatever the configuration says.
+    Few files hold both; only for those this reads them.
+    """
+    if "lm_head.weight" not in tensors or tensors["lm_head.weight"] is tensors["wte.weight"]:
+        return False
+    wte, lm_head = tensors["wte.weight"], tensors["lm_head.weight"]
+    return wte.dtype != lm_head.dtype or not np.array_equal(wte.data, lm_head.data)
 
 
 def widen(tensor: Tensor) -> Float32:

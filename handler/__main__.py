@@ -56,7 +56,7 @@ def _invoke(path: str, text_only: bool) -> int:
     except (ValueError, RecursionError):
         print(f"error: {path} is not a JSON file", file=sys.stderr)
         return 1
-    from handler.app import lambda_handler  # reads the settings
+    from handler.app import function, lambda_handler  # reads the settings
 
     reply = lambda_handler(event)
     payload = _payload(reply)
@@ -68,11 +68,11 @@ def _invoke(path: str, text_only: bool) -> int:
             print(text)
     else:
         print(json.dumps(reply, indent=2, ensure_ascii=False))
-    timings = payload.get("timings_ms") if isinstance(payload, dict) else None
-    if timings:
-        start = "cold" if payload["cold_start"] else "warm"
-        print(f"\n{start} start, milliseconds (model: {payload['model']})", file=sys.stderr)
-        for phase, ms in timings.items():
+    report = function.last_report
+    if report:
+        start = "cold" if report.cold_start else "warm"
+        print(f"\n{start} start, milliseconds (model: {report.model})", file=sys.stderr)
+        for phase, ms in report.timings_ms.items():
             print(f"  {phase:<10}{ms:>9.1f}", file=sys.stderr)
     return 1 if error else 0
 

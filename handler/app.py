@@ -14,9 +14,9 @@ from collections.abc import MutableMapping  # noqa: E402
 from time import monotonic  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
-from gpt2core.errors import GPT2Error, PromptTooLong  # noqa: E402
+from gpt2core.errors import GPT2Error  # noqa: E402
 from handler import events, replies  # noqa: E402
-from handler.dialects import DEFAULT_NEW_TOKENS, Request  # noqa: E402
+from handler.dialects import DEFAULT_NEW_TOKENS, Request, shown  # noqa: E402
 from handler.errors import InternalError, LimitExceeded  # noqa: E402
 from handler.model_source import ModelSource, locate  # noqa: E402
 from handler.settings import Settings  # noqa: E402
@@ -39,6 +39,8 @@ class Function:
         self._opening = allocate_lock()
         self._before: dict[str, float] = {}  # phases before the first invoke, for its report
         self._invoked = False
+        self.last_report: replies.Report | None = None
+        """What the latest reply said of its invoke, also where its dialect has no place for it."""
 
     def started(self, process_s: float, import_s: float) -> None:
         """Note what the process spent before the first invoke, which reports it."""
@@ -76,7 +78,8 @@ class Function:
         def report() -> replies.Report:
             opened = not was_open and self._engine is not None
             name = self._source.name if self._source else None
-            return replies.Report(timings.finished(), cold or opened, name)
+            self.last_report = replies.Report(timings.finished(), cold or opened, name)
+            return self.last_report
 
         try:
             job = events.parse(event, source)
@@ -85,7 +88,7 @@ class Function:
                 return replies.generated(source, job.request, completions, report())
             if job.action == "health":
                 return replies.health(source, report())
-            self._generate(_WARM_UP, deadline, timings)
+            self._warm_up(timings)
             return replies.warmed_up(source, report())
         except GPT2Error as error:
             if source.kind == "schedule":
@@ -111,11 +114,19 @@ class Function:
 
         timings.lap("import")
         engine = Engine.open(source.path)
+        engine.read_ahead()
         timings.lap("map")
         engine.tokenizer  # noqa: B018 (opens it)
         timings.lap("tokenizer")
         self._source = source
         return engine
+
+    def _warm_up(self, timings: Timings) -> None:
+        """One token from any id: a prompt would need a beginning-of-text token."""
+        engine = self.open(timings)
+        timings.skip()
+        engine.generate_ids([0], 1)
+        timings.lap("prefill")
 
     def _generate(
         self, request: Request, deadline: float | None, timings: Timings
@@ -146,20 +157,11 @@ class Function:
     def _encode(self, engine: "Engine", prompt: str, param: str) -> list[int]:
         """Prompt ids within the limits; an error names the prompt by its field."""
         try:
-            ids = engine.encode_prompt(prompt)
+            return engine.encode_prompt(prompt, self.settings.max_prompt_tokens)
         except GPT2Error as error:
             if error.param == "prompt":
                 error.param = param
             raise
-        limit = min(
-            self.settings.max_prompt_tokens or engine.config.n_positions, engine.config.n_positions
-        )
-        if len(ids) > limit:
-            raise PromptTooLong(len(ids), limit, param=param)
-        return ids
-
-
-_WARM_UP = Request("native", ("",), max_new_tokens=1)
 
 
 def _within_limit(request: Request, limit: int) -> int:
@@ -169,7 +171,7 @@ def _within_limit(request: Request, limit: int) -> int:
         return min(DEFAULT_NEW_TOKENS, limit)
     if asked > limit:
         raise LimitExceeded(
-            f"max_new_tokens is {asked} and the limit is {limit}: ask for less",
+            f"max_new_tokens is {shown(asked)} and the limit is {limit}: ask for less",
             param="max_new_tokens" if request.dialect == "native" else "parameters.max_new_tokens",
         )
     return asked
@@ -206,7 +208,8 @@ def _log(error: BaseException, context: Any) -> None:
 def _start(environ: MutableMapping[str, str]) -> Function:
     """The function of this process. Sets OpenBLAS's threads, which count before NumPy's import."""
     settings = Settings.from_environ(environ)
-    environ.setdefault("OPENBLAS_NUM_THREADS", str(settings.threads))
+    if environ.get("GPT2_THREADS") or "OPENBLAS_NUM_THREADS" not in environ:
+        environ["OPENBLAS_NUM_THREADS"] = str(settings.threads)
     function = Function(settings)
     age = seconds_since_process_start()
     here = perf_counter() - _import_began
@@ -216,9 +219,9 @@ def _start(environ: MutableMapping[str, str]) -> Function:
     return function
 
 
-_function = _start(os.environ)
+function = _start(os.environ)
 
 
 def lambda_handler(event: Any, context: Any = None) -> Any:
     """AWS Lambda's entry point: see `Function.invoke`."""
-    return _function.invoke(event, context)
+    return function.invoke(event, context)

@@ -17,6 +17,7 @@ from handler.errors import BadRequest, LimitExceeded
 DEFAULT_NEW_TOKENS = 20
 MAX_PROMPTS = 128
 MAX_STOPS = 64
+MAX_STOP_CHARACTERS = 256  # matching costs their number times their length, for every token
 EXAMPLE = '{"prompt": "Once upon a time", "max_new_tokens": 20}'
 
 NATIVE_FIELDS = ("prompt", "max_new_tokens", "stop", "return_full_text", "stream", "id")
@@ -212,6 +213,10 @@ def _stops(value: Any, param: str) -> tuple[str, ...]:
     stops = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(s, str) and s for s in stops):
         raise BadRequest(f"{param} must be a non-empty string or a list of them", param=param)
+    if any(len(s) > MAX_STOP_CHARACTERS for s in stops):
+        raise LimitExceeded(
+            f"{param} has a string over the limit of {MAX_STOP_CHARACTERS} characters", param=param
+        )
     if len(stops) > MAX_STOPS:
         raise LimitExceeded(
             f"{param} has {len(stops)} entries and the limit is {MAX_STOPS}", param=param

@@ -128,6 +128,8 @@ def _route(event: dict[str, Any], source: Source) -> tuple[str, str]:
         method, path = event.get("httpMethod"), event.get("path")
     if not isinstance(method, str) or not isinstance(path, str):
         raise BadRequest("the event has no HTTP method or path")
+    if not method.isascii() or not method.isalpha():
+        raise BadRequest(f"{shown(method)} is no HTTP method")
     stage = context.get("stage")
     if path not in ROUTES and isinstance(stage, str) and f"{path}/".startswith(f"/{stage}/"):
         path = path[len(stage) + 1 :]
@@ -161,7 +163,7 @@ def _body(event: dict[str, Any]) -> str:
     if len(body) > MAX_BODY_BYTES * 4 // 3 + 4:
         raise _too_large(len(body))
     if not event.get("isBase64Encoded"):
-        return body
+        return body.removeprefix("\ufeff")
     try:
         raw = base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:

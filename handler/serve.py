@@ -5,13 +5,14 @@ becomes a format 2.0 event, so what answers here is the very code that answers o
 """
 
 import base64
+import json
 import signal
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from time import monotonic, perf_counter
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 from uuid import uuid4
 
 from handler.app import lambda_handler
@@ -20,6 +21,7 @@ from handler.events import MAX_BODY_BYTES
 ADDRESS = "127.0.0.1"
 TIMEOUT_S = 900.0  # the longest that a function can run
 IDLE_S = 30.0  # a connection that sends nothing for so long is closed
+DRAIN_S = 5.0  # between two pieces of a body that nobody wants
 GRACE_S = 10.0  # for requests under way when the server is told to stop
 # Function URLs hand these over as text and every other body in base64 (AWS Lambda Developer Guide).
 _TEXT_TYPES = ("text/", "application/json", "application/xml", "application/javascript")
@@ -90,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(raw)
         took = 1000 * (perf_counter() - began)
-        path = ascii(urlsplit(self.path).path)[1:-1]
+        path = ascii(self._target()[0])[1:-1]
         print(
             f"{self.command} {path} {reply['statusCode']} {took:.0f} ms",
             file=sys.stderr,
@@ -113,24 +115,57 @@ class _Handler(BaseHTTPRequestHandler):
             problem = 400, "the body is shorter than its Content-Length"
         self.close_connection = True  # what follows is no request
         self.send_error(*problem)
+        if problem[0] == 413 and len(length) < 10:
+            self._discard(int(length))
         return None
+
+    def _discard(self, length: int) -> None:
+        """Read a body of up to ten times the limit and forget it.
+
+        A client that is still sending when the connection closes may never see the answer.
+        """
+        self.wfile.flush()
+        self.connection.settimeout(DRAIN_S)
+        left = min(length, 10 * MAX_BODY_BYTES)
+        while left and (chunk := self.rfile.read(min(left, 1 << 16))):
+            left -= len(chunk)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what is no request, in the shape of every other error."""
+        kind = {411: "LengthRequired", 413: "BodyTooLarge"}.get(code, "BadRequest")
+        text = message or explain or "this is no HTTP request"
+        body = json.dumps({"error": {"type": kind, "message": text, "param": None}}).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _target(self) -> tuple[str, str]:
+        """Path and query of the request, which may name a whole URL (RFC 9112, 3.2.2)."""
+        path, _, query = self.path.partition("?")
+        if not path.startswith("/"):
+            path = "/" + path.partition("://")[2].partition("/")[2]
+        return path, query
 
     def _event(self, body: bytes, context: LocalContext) -> dict[str, Any]:
         """The format 2.0 event that a Function URL makes of this request."""
-        url = urlsplit(self.path)
+        path, query = self._target()
         kind = self.headers.get("Content-Type", "")
         text = kind.lower().startswith(_TEXT_TYPES)
         event: dict[str, Any] = {
             "version": "2.0",
             "routeKey": "$default",
-            "rawPath": unquote(url.path),
-            "rawQueryString": url.query,
+            "rawPath": unquote(path),
+            "rawQueryString": query,
             "headers": {k.lower(): v for k, v in self.headers.items()},
             "requestContext": {
                 "domainName": "local.lambda-url.localhost",
                 "http": {
                     "method": self.command,
-                    "path": unquote(url.path),
+                    "path": unquote(path),
                     "protocol": self.request_version,
                     "sourceIp": self.client_address[0],
                     "userAgent": self.headers.get("User-Agent", ""),
@@ -140,8 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
             },
             "isBase64Encoded": False,
         }
-        if url.query:
-            event["queryStringParameters"] = dict(parse_qsl(url.query))
+        if query:
+            event["queryStringParameters"] = dict(parse_qsl(query))
         if body:
             try:
                 event["body"] = body.decode() if text else base64.b64encode(body).decode()

@@ -1,7 +1,8 @@
 """Where an invoke's time went: one fixed set of phases, in milliseconds."""
 
 import os
-from time import CLOCK_BOOTTIME, clock_gettime, perf_counter
+import time
+from time import perf_counter
 
 PHASES = ("process", "import", "source", "map", "tokenizer", "prefill", "decode", "total")
 
@@ -42,6 +43,7 @@ def seconds_since_process_start() -> float:
     try:
         with open("/proc/self/stat", "rb") as file:
             ticks = int(file.read().rpartition(b")")[2].split()[19])
-        return max(0.0, clock_gettime(CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError, IndexError):
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return max(0.0, now - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):  # not Linux
         return 0.0

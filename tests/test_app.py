@@ -215,6 +215,27 @@ def test_the_remaining_time_ends_the_text(small: Function) -> None:
     assert [g["finish_reason"] for g in reply["generations"]] == ["deadline", "deadline"]
 
 
+def test_a_model_without_a_beginning_of_text_token_warms_up(tmp_path: Path) -> None:
+    config = small_config(bos_token_id=None, eos_token_id=None)
+    function = Function(Settings(model_dir=str(write_model(tmp_path / "model", config))))
+    assert function.invoke({"warmup": True})["status"] == "warm"
+    assert function.invoke(load_event("schedule"))["timings_ms"]["prefill"] > 0
+
+
+def test_what_cannot_be_written_as_utf8_is_escaped_in_the_error(small: Function) -> None:
+    for method, path in (("\udfff", "/"), ("POST", "/\ud800")):
+        event = {"requestContext": {}, "httpMethod": method, "path": path}
+        reply = small.invoke(event)
+        assert 400 <= reply["statusCode"] < 500
+        assert reply["body"].isascii()
+
+
+def test_a_huge_number_is_refused_and_not_echoed(small: Function) -> None:
+    error = small.invoke({"prompt": "abc", "max_new_tokens": 10**5000})["error"]
+    assert error["type"] == "LimitExceeded"
+    assert len(error["message"]) < 200
+
+
 def test_limits_of_the_settings_refuse_and_never_clamp(model_dir: Path) -> None:
     settings = Settings(model_dir=str(model_dir), max_new_tokens=5, max_prompt_tokens=4)
     function = Function(settings)
@@ -225,6 +246,7 @@ def test_limits_of_the_settings_refuse_and_never_clamp(model_dir: Path) -> None:
     assert (error["type"], error["param"]) == ("PromptTooLong", "prompt[1]")
     error = function.invoke({"inputs": "abcde"})["error"]
     assert (error["type"], error["param"]) == ("PromptTooLong", "inputs")
+    assert "the limit is 4" in function.invoke({"prompt": "a" * 100})["error"]["message"]
 
 
 def test_a_model_that_is_not_there_is_a_503_and_not_the_demo(tmp_path: Path) -> None:
@@ -308,8 +330,10 @@ def test_a_model_without_an_end_of_text_token_answers_an_empty_prompt_with_400(
     assert (reply["statusCode"], payload(reply)["error"]["param"]) == (400, "prompt[1]")
 
 
+# With halves of surrogate pairs, which JSON's escapes can carry.
+TEXT = st.text(st.characters(exclude_categories=[]), max_size=8)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
     ),

@@ -152,11 +152,22 @@ def test_an_untied_lm_head_makes_the_logits(tmp_path: Path) -> None:
     np.testing.assert_allclose(doubled, 2 * untied, rtol=1e-5)
 
 
-def test_a_stored_lm_head_does_not_replace_tied_embeddings(tmp_path: Path, model_dir: Path) -> None:
+def test_a_stored_lm_head_that_is_the_embeddings_changes_nothing(
+    tmp_path: Path, model_dir: Path
+) -> None:
     tensors = load_file(model_dir / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["wte.weight"] * 0
+    tensors["lm_head.weight"] = tensors["wte.weight"].copy()
     tied = write_model(tmp_path / "tied", tensors=tensors)
     np.testing.assert_array_equal(logits_of(tied), logits_of(model_dir))
+
+
+def test_a_stored_lm_head_that_differs_is_used_although_the_configuration_ties_it(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    tensors = load_file(model_dir / "model.safetensors")
+    tensors["lm_head.weight"] = 2 * tensors["wte.weight"]
+    untied = write_model(tmp_path / "untied", tensors=tensors)
+    np.testing.assert_allclose(logits_of(untied), 2 * logits_of(model_dir), rtol=1e-5)
 
 
 def test_embeddings_stored_under_the_name_lm_head_are_found(
@@ -199,6 +210,9 @@ def test_a_thread_prepares_weights_only_where_they_cannot_be_used_as_they_lie(
     started: list[Any] = []
     monkeypatch.setattr(weights, "start_new_thread", lambda job, _: started.append(job))
     engine = Engine.open(folder)
+    assert not started  # opening reads nothing
+    engine.read_ahead()
+    engine.generate_ids(PROMPT, 1)  # which would begin it too
     assert len(started) == threads
     for job in started:
         job()

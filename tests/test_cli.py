@@ -82,6 +82,18 @@ def test_a_bad_setting_is_one_line(model_dir: Path) -> None:
     assert result.stderr == "error: GPT2_THREADS is 'none'; accepted: a whole number from 1\n"
 
 
+def test_timings_are_printed_where_the_reply_has_no_place_for_them() -> None:
+    result = run("handler", "invoke", "events/direct-huggingface.json")
+    assert "cold start, milliseconds (model: demo)" in result.stderr
+
+
+def test_a_text_that_cannot_be_written_is_one_line(model_dir: Path) -> None:
+    args = ("generate", "é", "--model", str(model_dir))
+    result = run("gpt2core", *args, PYTHONIOENCODING="ascii")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: cannot write the text")
+
+
 def test_generate_prints_the_prompt_and_its_continuation(model_dir: Path) -> None:
     from gpt2core import Engine
 
@@ -94,6 +106,7 @@ def test_generate_prints_the_prompt_and_its_continuation(model_dir: Path) -> Non
 def test_a_failed_generate_exits_with_1_and_one_line(args: tuple[str, ...]) -> None:
     result = run("gpt2core", "generate", "abc", *args)
     assert result.returncode == 1
+    assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("error: ")
 

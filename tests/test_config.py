@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def test_eos_may_be_one_id_several_or_none(given: Any, expected: tuple[int, ...]
         ("n_head", 5),
         ("n_head", 0),
         ("n_layer", -1),
+        ("n_layer", 1 << 20),
         ("n_layer", "12"),
         ("n_layer", True),
         ("n_embd", 1.5),
@@ -65,6 +67,26 @@ def test_what_is_not_implemented_or_makes_no_sense_is_refused_by_field(
         GPT2Config.from_dict(small_config(**{field: value}), file="config.json")
     assert caught.value.field == field
     assert caught.value.file == "config.json"
+
+
+def test_the_names_that_transformers_takes_too_are_the_same_fields() -> None:
+    aliases = {
+        "hidden_size": 30,
+        "num_attention_heads": 5,
+        "num_hidden_layers": 4,
+        "max_position_embeddings": 99,
+    }
+    config = GPT2Config.from_dict({"model_type": "gpt2"} | aliases)
+    assert (config.n_embd, config.n_head, config.n_layer, config.n_positions) == (30, 5, 4, 99)
+    with pytest.raises(ConfigError) as caught:
+        GPT2Config.from_dict({"n_head": 12, "num_attention_heads": 6})
+    assert caught.value.field == "num_attention_heads"
+
+
+def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        GPT2Config.from_file(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(

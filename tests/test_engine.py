@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 
 from gpt2core import Engine, GPT2Error
-from gpt2core.errors import InvalidArgument, InvalidPrompt, ModelError, PromptTooLong
+from gpt2core.errors import (
+    InvalidArgument,
+    InvalidPrompt,
+    ModelError,
+    PromptTooLong,
+    TokenizerError,
+)
 from tests.models import small_config, write_model
 
 
@@ -83,7 +89,34 @@ def test_max_new_tokens_must_be_a_whole_number(engine: Engine, count: Any) -> No
         assert caught.value.param == "max_new_tokens"
 
 
-@pytest.mark.parametrize("stop", ["", [""], ["a", 5]])
+@pytest.mark.parametrize("prompt", [5, None, b"abc", {"a": 1}])
+def test_a_prompt_must_be_text_or_ids(engine: Engine, prompt: Any) -> None:
+    with pytest.raises(InvalidPrompt):
+        engine.generate(prompt)
+
+
+def test_a_deadline_must_be_a_number(engine: Engine) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        engine.generate("abc", deadline="soon")  # type: ignore[arg-type]
+    assert caught.value.param == "deadline"
+
+
+def test_one_string_is_no_batch(engine: Engine) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        engine.generate_batch("abc")
+    assert caught.value.param == "prompts"
+
+
+def test_a_prompt_of_megabytes_is_refused_without_encoding_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.tokenizer, "encode", lambda _: pytest.fail("encoded"))
+    with pytest.raises(PromptTooLong, match="at least 76923 tokens") as caught:
+        engine.generate("a'" * 500_000)  # the longest token is <|endoftext|>, 13 bytes
+    assert caught.value.limit == 64
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["a", 5], 5, {"a": 1}])
 def test_stop_strings_must_be_text(engine: Engine, stop: Any) -> None:
     with pytest.raises(InvalidArgument) as caught:
         engine.generate("abc", stop=stop)
@@ -110,7 +143,7 @@ def test_a_model_that_speaks_beyond_its_tokenizer_is_reported(tmp_path: Path) ->
 
 def test_a_tokenizer_beyond_the_model_is_reported(tmp_path: Path, model_dir: Path) -> None:
     smaller = write_model(tmp_path / "smaller", small_config(vocab_size=100))
-    with pytest.raises(InvalidPrompt, match="is not one of the model's 100"):
+    with pytest.raises(TokenizerError, match="the model only 100: they do not match"):
         Engine.open(smaller).generate("é")
 
 

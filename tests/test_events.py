@@ -160,6 +160,7 @@ def test_json_is_read_under_each_of_its_names(content_type: str | None) -> None:
 
 
 def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
+    assert request(url_event('\ufeff{"prompt": "x"}')).prompts == ("x",)
     event = json_event() | {"isBase64Encoded": True}
     event["body"] = base64.b64encode(b'\xef\xbb\xbf{"prompt": "x"}').decode()
     assert request(event).prompts == ("x",)
@@ -239,8 +240,12 @@ def test_a_bad_field_is_refused_by_name(fields: dict[str, Any], param: str) -> N
     assert caught.value.message.isascii()
 
 
-def test_too_many_prompts_or_stops_are_refused() -> None:
-    for fields in ({"prompt": ["x"] * 129}, {"prompt": "x", "stop": ["x"] * 65}):
+def test_too_many_prompts_or_stops_and_too_long_ones_are_refused() -> None:
+    for fields in (
+        {"prompt": ["x"] * 129},
+        {"prompt": "x", "stop": ["x"] * 65},
+        {"prompt": "x", "stop": "x" * 257},
+    ):
         with pytest.raises(LimitExceeded, match="limit"):
             parse(json_event(**fields))
 

@@ -79,6 +79,16 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "shape times dtype over the span": (safetensors_bytes(entry(shape=[2, 4])), "needs 32 bytes"),
     "shape times dtype under the span": (safetensors_bytes(entry(shape=[5])), "needs 20 bytes"),
+    "empty in one dimension and immense in another": (
+        safetensors_bytes({"a": GOOD["a"] | {"shape": [0, 1 << 62], "data_offsets": [0, 0]}}, b""),
+        "immense",
+    ),
+    "metadata that is a list": (safetensors_bytes(GOOD | {"__metadata__": [1]}), "__metadata__"),
+    "metadata that is not text": (
+        safetensors_bytes(GOOD | {"__metadata__": {"a": 1}}),
+        "__metadata__",
+    ),
+    "a number that JSON lacks": (safetensors_bytes(b'{"a": NaN}'), "not JSON"),
     "a negative offset": (safetensors_bytes(entry(data_offsets=[-24, 0])), "data_offsets"),
     "offsets the wrong way round": (safetensors_bytes(entry(data_offsets=[24, 0])), "data_offsets"),
     "three offsets": (safetensors_bytes(entry(data_offsets=[0, 12, 24])), "data_offsets"),
@@ -219,6 +229,7 @@ def test_an_untied_model_without_lm_head_is_refused(tmp_path: Path) -> None:
         ({"weight_map": {"wte.weight": ""}}, "plain file name"),
         ({"weight_map": {"wte.weight": 5}}, "plain file name"),
         ({"weight_map": {"wte.weight": "a\0b"}}, "file name"),
+        ({"weight_map": {"wte.weight": "\ud800.safetensors"}}, "file name"),
         ({"weight_map": {"wte.weight": "model-00001-of-00002.safetensors"}}, "is missing"),
         ({"weight_map": {}}, "weight_map"),
         ({"weight_map": []}, "weight_map"),
@@ -283,7 +294,12 @@ def mutate(content: bytes, mutations: list[tuple[int, int, str]]) -> bytes:
     return bytes(raw)
 
 
-SEED_FILE = safetensors_bytes(with_second(24, 30) | {"__metadata__": {"format": "pt"}}, bytes(30))
+SEED_FILE = safetensors_bytes(
+    with_second(24, 30)
+    | {"c": {"dtype": "F32", "shape": [0, 7], "data_offsets": [30, 30]}}
+    | {"__metadata__": {"format": "pt"}},
+    bytes(30),
+)
 
 
 @given(MUTATIONS)

@@ -81,11 +81,12 @@ def test_the_core_knows_neither_handler_nor_environment() -> None:
 def test_threads_are_set_before_numpy_is_imported() -> None:
     code = "import os, handler.app\nassert os.environ['OPENBLAS_NUM_THREADS'] == '1'"
     assert "numpy" not in modules_after(code, GPT2_THREADS="1")
+    modules_after(code, GPT2_THREADS="1", OPENBLAS_NUM_THREADS="7")  # ours is the setting
 
 
 def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
     loaded = modules_after(
-        "import handler.app\nassert handler.app._function._engine is not None",
+        "import handler.app\nassert handler.app.function._engine is not None",
         GPT2_PRELOAD="init",
         GPT2_MODEL_DIR=str(model_dir),
     )

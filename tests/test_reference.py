@@ -9,7 +9,7 @@ import pytest
 
 from gpt2core import Engine
 from tests.conftest import DEMO
-from tests.models import write_model
+from tests.models import random_tensors, small_config, write_model
 from tests.reference_cases import CASES, Case, prompt_ids, without_end
 
 pytestmark = [
@@ -38,6 +38,24 @@ def test_random_models_of_odd_shapes_agree(case: Case, tmp_path: Path) -> None:
     )
     ids = prompt_ids(case, case.config["n_positions"])
     assert compare(folder, ids, prompt_ids(case, 4)) >= 20
+
+
+def test_a_stored_head_that_differs_from_tied_embeddings_agrees(tmp_path: Path) -> None:
+    config = without_end(small_config())
+    tensors = random_tensors(config)
+    tensors["lm_head.weight"] = tensors["wte.weight"][::-1].copy()
+    prefixed = {n if n.startswith("lm_") else f"transformer.{n}": a for n, a in tensors.items()}
+    folder = write_model(tmp_path / "model", config, prefixed, tokenizer=False)
+    assert compare(folder, list(range(60)), [1, 2, 3, 4]) >= 20
+
+
+def test_a_configuration_under_the_other_names_agrees(tmp_path: Path) -> None:
+    config = without_end(small_config(n_embd=48, n_head=4))
+    folder = write_model(tmp_path / "model", config, tokenizer=False)
+    config["num_attention_heads"] = config.pop("n_head")
+    config["hidden_size"] = config.pop("n_embd")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert compare(folder, list(range(60)), [1, 2, 3, 4]) >= 20
 
 
 def test_tiny_random_gpt2_agrees(shared_data: Path) -> None:

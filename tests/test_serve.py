@@ -144,17 +144,38 @@ def test_one_connection_carries_several_requests(port: int) -> None:
         ("POST /generate HTTP/1.1\r\nTransfer-Encoding: chunked\r\n", 411),
         ("BREW /generate HTTP/1.1\r\n", 501),
         ("GET /%00%ff HTTP/1.1\r\n", 404),
-        ("nonsense\r\n", 400),
+        ("GET http://[/nowhere HTTP/1.1\r\n", 404),
+        ("GET http://localhost/nowhere HTTP/1.1\r\n", 404),
     ],
 )
 def test_raw_requests_that_make_no_sense_get_a_status(port: int, head: str, status: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
         raw.sendall(head.encode() + b"Host: localhost\r\nConnection: close\r\n\r\n")
-        answer = b""
-        while chunk := raw.recv(65536):
-            answer += chunk
-    first = answer.split(b"\r\n")[0]
-    assert str(status).encode() in (first if first.startswith(b"HTTP/") else answer)
+        raw.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: raw.recv(65536), b""))
+    headers, _, body = answer.partition(b"\r\n\r\n")
+    assert headers.split()[1] == str(status).encode()
+    assert json.loads(body)["error"]["message"]
+
+
+def test_what_is_no_http_at_all_gets_an_error_object(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+        raw.sendall(b"nonsense\r\n\r\n")
+        answer = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert json.loads(answer)["error"]["type"] == "BadRequest"
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_curl_sees_the_413_of_a_body_that_is_too_large(port: int, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(8 * 1024 * 1024))
+    url = f"http://127.0.0.1:{port}/generate"
+    done = subprocess.run(
+        ["curl", "-sS", "-H", "Expect:", url, "--data-binary", f"@{tmp_path / 'large'}"],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(done.stdout)["error"]["type"] == "BodyTooLarge"
 
 
 def test_the_log_has_path_and_status_but_neither_query_nor_prompt(model_dir: Path) -> None:
