@@ -52,6 +52,7 @@ lint: $(DEV)
 bench: $(REFERENCE)
 	.venv-reference/bin/python bench/cold_start.py
 	.venv-reference/bin/python bench/decode.py
+	.venv-reference/bin/python bench/imports.py
 
 demo: $(REFERENCE)
 	.venv-reference/bin/python scripts/train_demo.py --corpus $(TEST_DATA)/corpus --out models/demo \
