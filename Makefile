@@ -9,6 +9,7 @@ RUN = .venv/.run
 TEST = .venv/.test
 DEV = .venv-dev/.done
 REFERENCE = .venv-reference/.done
+BENCH = .venv-bench/.done
 # The locks are complete: pip has nothing to resolve, and stumbles over extras where it tries to.
 INSTALL = -m pip --disable-pip-version-check install -qq --require-hashes --no-deps
 
@@ -49,10 +50,10 @@ lint: $(DEV)
 	.venv-dev/bin/ruff check --fix .
 	.venv-dev/bin/ruff format .
 
-bench: $(REFERENCE)
-	.venv-reference/bin/python bench/cold_start.py
-	.venv-reference/bin/python bench/decode.py
-	.venv-reference/bin/python bench/imports.py
+bench: $(BENCH)
+	.venv-bench/bin/python bench/cold_start.py
+	.venv-bench/bin/python bench/decode.py
+	.venv-bench/bin/python bench/imports.py
 
 demo: $(REFERENCE)
 	.venv-reference/bin/python scripts/train_demo.py --corpus $(TEST_DATA)/corpus --out models/demo \
@@ -69,7 +70,7 @@ LOCK_OPTIONS = --universal --python-version 3.11 --generate-hashes --no-emit-ind
     --no-emit-find-links --custom-compile-command 'make lock'
 
 clean:
-	rm -rf .venv .venv-dev .venv-reference .pytest_cache .mypy_cache .ruff_cache .hypothesis .aws-sam
+	rm -rf .venv .venv-dev .venv-reference .venv-bench bench/models .pytest_cache .mypy_cache .ruff_cache .hypothesis .aws-sam
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(RUN): requirements/run.txt
@@ -92,9 +93,9 @@ $(DEV): requirements/dev.txt
 	@.venv-dev/bin/python $(INSTALL) -r requirements/dev.txt
 	@touch $@
 
-$(REFERENCE): requirements/reference.txt
-	@test -x .venv-reference/bin/python || $(TORCH_PYTHON) -m venv .venv-reference
-	@echo 'setting up .venv-reference (transformers, torch, …)' >&2
-	@.venv-reference/bin/python $(INSTALL) -r requirements/reference.txt
-	@.venv-reference/bin/python -m pip --disable-pip-version-check install -qq $(TORCH)
+$(REFERENCE) $(BENCH): .venv-%/.done: requirements/%.txt
+	@test -x .venv-$*/bin/python || $(TORCH_PYTHON) -m venv .venv-$*
+	@echo 'setting up .venv-$* (transformers, torch, …)' >&2
+	@.venv-$*/bin/python $(INSTALL) -r requirements/$*.txt
+	@.venv-$*/bin/python -m pip --disable-pip-version-check install -qq $(TORCH)
 	@touch $@

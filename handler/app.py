@@ -37,14 +37,11 @@ class Function:
         self._engine: Engine | None = None
         self._source: ModelSource | None = None
         self._opening = allocate_lock()
-        self._before: dict[str, float] = {}  # phases before the first invoke, for its report
+        self.before: Timings | None = None
+        """What the process spent before the first invoke, which reports it."""
         self._invoked = False
         self.last_report: replies.Report | None = None
         """What the latest reply said of its invoke, also where its dialect has no place for it."""
-
-    def started(self, process_s: float, import_s: float) -> None:
-        """Note what the process spent before the first invoke, which reports it."""
-        self._before = {"process": process_s, "import": import_s}
 
     def open(self, timings: Timings) -> "Engine":
         """The engine, opened on the first call.
@@ -66,12 +63,9 @@ class Function:
         """
         deadline = _deadline(context)
         timings = Timings()
-        cold = not self._invoked
-        if cold:
-            self._invoked = True
-            for phase, seconds in self._before.items():
-                timings.add(phase, seconds)
-            timings.add("total", self._before.get("import", 0.0))
+        cold, self._invoked = not self._invoked, True
+        if cold and self.before:
+            timings.include(self.before)
         was_open = self._engine is not None
         source = events.source_of(event)
 
@@ -211,11 +205,13 @@ def _start(environ: MutableMapping[str, str]) -> Function:
     if environ.get("GPT2_THREADS") or "OPENBLAS_NUM_THREADS" not in environ:
         environ["OPENBLAS_NUM_THREADS"] = str(settings.threads)
     function = Function(settings)
+    function.before = Timings()
     age = seconds_since_process_start()
     here = perf_counter() - _import_began
-    function.started(max(0.0, age - here), here)
+    function.before.add("process", max(0.0, age - here))
+    function.before.add("import", here)
     if settings.preload == "init":
-        function.open(Timings())
+        function.open(function.before)
     return function
 
 

@@ -12,6 +12,7 @@ class Timings:
 
     def __init__(self) -> None:
         self._ms = dict.fromkeys(PHASES, 0.0)
+        self._earlier = 0.0
         self._last = self._begin = perf_counter()
 
     def lap(self, phase: str) -> None:
@@ -28,10 +29,15 @@ class Timings:
         """Book `seconds` on `phase`."""
         self._ms[phase] += 1000 * seconds
 
+    def include(self, earlier: "Timings") -> None:
+        """Add what had to go before this invoke, without the pause that may lie between."""
+        for phase, ms in earlier._ms.items():
+            self._ms[phase] += ms
+            self._earlier += ms
+
     def finished(self) -> dict[str, float]:
         """All phases, rounded to a tenth; `total` is this invoke and what had to go before it."""
-        before = self._ms["process"] + self._ms["total"]
-        total = before + 1000 * (perf_counter() - self._begin)
+        total = self._earlier + 1000 * (perf_counter() - self._begin)
         return {phase: round(ms, 1) for phase, ms in (self._ms | {"total": total}).items()}
 
 

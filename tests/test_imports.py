@@ -86,7 +86,12 @@ def test_threads_are_set_before_numpy_is_imported() -> None:
 
 def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
     loaded = modules_after(
-        "import handler.app\nassert handler.app.function._engine is not None",
+        "from handler.app import function, lambda_handler\n"
+        "assert function._engine is not None\n"
+        "first = lambda_handler({'prompt': 'abc', 'max_new_tokens': 1})\n"
+        "assert first['cold_start'] and first['timings_ms']['map'] > 0\n"
+        "second = lambda_handler({'prompt': 'abc', 'max_new_tokens': 1})\n"
+        "assert not second['cold_start'] and second['timings_ms']['map'] == 0",
         GPT2_PRELOAD="init",
         GPT2_MODEL_DIR=str(model_dir),
     )
