@@ -3,7 +3,8 @@
 PYTHON ?= python3
 TORCH_PYTHON ?= python3.11
 TORCH = torch==2.13.0
-TEST_DATA ?= ../shared/data
+GPT2_TEST_DATA ?= ../shared/data
+export GPT2_TEST_DATA
 
 RUN = .venv/.run
 TEST = .venv/.test
@@ -21,10 +22,12 @@ help:
 	@echo 'make test            the quick test suite'
 	@echo 'make test-slow       fuzzing with many more examples'
 	@echo 'make test-reference  against transformers and torch'
-	@echo 'make check           formatting, lint and types, read-only;  make lint repairs'
+	@echo 'make check           formatting, lint and types, read-only'
+	@echo 'make lint            repairs what make check finds'
 	@echo 'make bench           cold start and decode against transformers'
-	@echo 'make demo            train the demo model again (an hour)'
+	@echo 'make demo            train the demo model again, in its place (an hour)'
 	@echo 'make lock            resolve the hashed requirement files again'
+	@echo 'make clean           remove what the other targets made'
 
 run: $(RUN)
 	@.venv/bin/python -m handler invoke --text events/api-generate.json
@@ -56,7 +59,7 @@ bench: $(BENCH)
 	.venv-bench/bin/python bench/imports.py
 
 demo: $(REFERENCE)
-	.venv-reference/bin/python scripts/train_demo.py --corpus $(TEST_DATA)/corpus --out models/demo \
+	.venv-reference/bin/python scripts/train_demo.py --corpus $(GPT2_TEST_DATA)/corpus --out models/demo \
 	    --minutes 60 --batch 16 --compile
 
 # Written without registry addresses; torch is left out (see TORCH).

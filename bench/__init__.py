@@ -1,1 +1,1 @@
-"""Measurements, not tests: figures depend on the machine, so only ratios are quoted."""
+"""Measurements, not tests: figures depend on the machine, so ratios are what counts."""

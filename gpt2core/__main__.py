@@ -18,7 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     generate = commands.add_parser("generate", help="continue a prompt; text appears as it is made")
     generate.add_argument("prompt", help="text to continue")
-    generate.add_argument("-n", "--max-new-tokens", type=int, default=20, metavar="N")
+    generate.add_argument(
+        "-n", "--max-new-tokens", type=int, default=20, metavar="N", help="at most (default 20)"
+    )
     generate.add_argument(
         "--model", default=DEMO, metavar="DIR", help="model directory (default: the demo)"
     )

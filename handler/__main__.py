@@ -27,11 +27,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve.add_argument("--port", type=_port, default=8080, help="default 8080; 0 picks a free one")
     for command in (invoke, serve):
         command.add_argument(
-            "--model", metavar="DIR", help="model directory (default: GPT2_MODEL_DIR, …)"
+            "--model",
+            metavar="DIR",
+            help="model directory (default: GPT2_MODEL_DIR, else GPT2_MODEL_URI, else the demo)",
         )
     args = parser.parse_args(argv)
     if args.model:
+        if not os.path.isfile(os.path.join(args.model, "config.json")):
+            print(
+                f"error: --model {args.model}: no such directory with a config.json",
+                file=sys.stderr,
+            )
+            return 1
         os.environ["GPT2_MODEL_DIR"] = os.path.abspath(args.model)
+        os.environ.pop("GPT2_MODEL_URI", None)  # nothing stands in for a model that was named
     try:
         if args.command == "invoke":
             return _invoke(args.event, args.text)
@@ -42,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {error.filename or args.command}: {error.strerror}", file=sys.stderr)
+        what = error.filename or (f"port {args.port}" if args.command == "serve" else "event")
+        print(f"error: {what}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -53,11 +63,14 @@ def _invoke(path: str, text_only: bool) -> int:
         raw = file.read()
     try:
         event = json.loads(raw)
-    except (ValueError, RecursionError):
-        print(f"error: {path} is not a JSON file", file=sys.stderr)
+    except (ValueError, RecursionError) as error:
+        name = "stdin" if path == "-" else path
+        print(f"error: {name} is not JSON: {error}", file=sys.stderr)
         return 1
-    from handler.app import function, lambda_handler  # reads the settings
+    from handler.app import function, lambda_handler, log_error  # reads the settings
 
+    # What is said on the last line anyway is not logged as well.
+    function.log = lambda e, context: None if isinstance(e, GPT2Error) else log_error(e, context)
     reply = lambda_handler(event)
     payload = _payload(reply)
     error = payload.get("error") if isinstance(payload, dict) else None
@@ -69,9 +82,10 @@ def _invoke(path: str, text_only: bool) -> int:
     else:
         print(json.dumps(reply, indent=2, ensure_ascii=False))
     report = function.last_report
-    if report:
+    if report and not error:
         start = "cold" if report.cold_start else "warm"
-        print(f"\n{start} start, milliseconds (model: {report.model})", file=sys.stderr)
+        model = f"model: {report.model}" if report.model else "no model needed"
+        print(f"\n{start} start, milliseconds ({model})", file=sys.stderr)
         for phase, ms in report.timings_ms.items():
             print(f"  {phase:<10}{ms:>9.1f}", file=sys.stderr)
     return 1 if error else 0
@@ -85,11 +99,9 @@ def _payload(reply: Any) -> Any:
 
 
 def _texts(payload: Any) -> list[str]:
-    """Every generated text of a reply in either dialect."""
-    if isinstance(payload, list):
-        return [item["generated_text"] for item in payload]
-    items = payload.get("generations", [payload])
-    return [item["generated_text"] for item in items if "generated_text" in item]
+    """Every generated text of a reply in either dialect, or the status of one without."""
+    items = payload if isinstance(payload, list) else payload.get("generations", [payload])
+    return [item.get("generated_text", item.get("status")) for item in items if "error" not in item]
 
 
 def _port(text: str) -> int:

@@ -40,6 +40,7 @@ class Function:
         self.before: Timings | None = None
         """What the process spent before the first invoke, which reports it."""
         self._invoked = False
+        self.log = log_error
         self.last_report: replies.Report | None = None
         """What the latest reply said of its invoke, also where its dialect has no place for it."""
 
@@ -88,10 +89,10 @@ class Function:
             if source.kind == "schedule":
                 raise
             if replies.status_of(error) >= 500:
-                _log(error, context)
+                self.log(error, context)
             return replies.failed(source, error, report())
         except Exception as error:
-            _log(error, context)
+            self.log(error, context)
             if source.kind == "schedule":
                 raise
             return replies.failed(
@@ -177,7 +178,7 @@ def _deadline(context: Any) -> float | None:
     return monotonic() + remaining() / 1000 - REPLY_MARGIN_S if remaining else None
 
 
-def _log(error: BaseException, context: Any) -> None:
+def log_error(error: BaseException, context: Any) -> None:
     """One JSON line on stderr. Of an unexpected error only type and place: its text may quote a
     prompt.
     """
@@ -194,6 +195,8 @@ def _log(error: BaseException, context: Any) -> None:
     else:
         import traceback
 
+        if isinstance(error, ImportError):
+            line["module"] = error.name
         frames = traceback.extract_tb(error.__traceback__)
         line["stack"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
     print(json.dumps(line), file=sys.stderr, flush=True)

@@ -32,7 +32,10 @@ HF_NEUTRAL: dict[str, tuple[object, ...]] = {
     "frequency_penalty": (0,),
     "watermark": (False,),
 }
-HF_PARAMETERS = ("max_new_tokens", "stop", "return_full_text", "details", *HF_NEUTRAL)
+HF_PARAMETERS = ("max_new_tokens", "stop", "return_full_text", "details")
+# Parameters of sampling and of other servers, which greedy decoding has no use for.
+HF_REFUSED = ("temperature", "top_k", "top_p", "typical_p", "top_n_tokens", "seed", "truncate",
+              "grammar", "adapter_id")  # fmt: skip
 
 
 class Request(NamedTuple):
@@ -151,7 +154,13 @@ def _huggingface(fields: Mapping[str, Any]) -> Request:
         raise BadRequest(f"parameters is {shown(parameters)}, not an object", param="parameters")
     if not isinstance(fields.get("options") or {}, dict):
         raise BadRequest(f"options is {shown(fields['options'])}, not an object", param="options")
-    _refuse_unknown(parameters, HF_PARAMETERS, "parameters.")
+    for name in HF_REFUSED:
+        if parameters.get(name) is not None:
+            raise BadRequest(
+                f"{name}: decoding is greedy, leave it out", param=f"parameters.{name}"
+            )
+    ours = {n: v for n, v in parameters.items() if n not in HF_NEUTRAL and n not in HF_REFUSED}
+    _refuse_unknown(ours, HF_PARAMETERS, "parameters.")
     for name, accepted in HF_NEUTRAL.items():
         value = parameters.get(name)
         if value is not None and value not in accepted:

@@ -203,11 +203,7 @@ def _fields(body: str, content_type: str) -> dict[str, Any]:
     except RecursionError:
         raise BadRequest("the body is nested too deeply", param="body") from None
     except ValueError as error:
-        where = (
-            f" at character {error.pos}: {error.msg}"
-            if isinstance(error, json.JSONDecodeError)
-            else ""
-        )
+        where = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
         raise BadRequest(f"the body is not JSON{where}", param="body") from None
     if not isinstance(fields, dict):
         raise BadRequest(

@@ -67,13 +67,31 @@ def test_invoke_takes_another_model(model_dir: Path) -> None:
         ("events/bad-json.json", "error: BadRequest: the body is not JSON"),
         ("events/unsupported-sqs.json", "error: events with 'Records' are not served"),
         ("events/nowhere.json", "error: events/nowhere.json: No such file"),
-        ("Makefile", "error: Makefile is not a JSON file"),
+        ("Makefile", "error: Makefile is not JSON: Expecting value: line 1 column 1"),
     ],
 )
 def test_a_failed_invoke_exits_with_1_and_says_why_first(event: str, words: str) -> None:
     result = run("handler", "invoke", event)
     assert result.returncode == 1
     assert result.stderr.startswith(words)
+
+
+@pytest.mark.parametrize("command", [("invoke", "events/api-health.json"), ("serve",)])
+def test_a_model_that_is_not_there_is_one_line_and_never_the_demo(command: tuple[str, ...]) -> None:
+    result = run("handler", *command, "--model", "/nowhere", GPT2_MODEL_URI="demo")
+    assert result.returncode == 1
+    assert result.stderr == "error: --model /nowhere: no such directory with a config.json\n"
+
+
+def test_a_model_that_cannot_be_had_is_one_line() -> None:
+    result = run("handler", "invoke", "events/direct-generate.json", GPT2_MODEL_DIR="/nowhere")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "GPT2_MODEL_DIR '/nowhere' holds no model" in result.stderr
+
+
+def test_health_as_text_is_its_status() -> None:
+    assert run("handler", "invoke", "--text", "events/api-health.json").stdout == "ok\n"
 
 
 def test_a_bad_setting_is_one_line(model_dir: Path) -> None:

@@ -255,7 +255,7 @@ def test_too_many_prompts_or_stops_and_too_long_ones_are_refused() -> None:
     [
         (None, "empty"),
         ("", "empty"),
-        ("{", "not JSON at character 1"),
+        ("{", "not JSON: Expecting property name"),
         ("[1]", "an array, not an object"),
         ('"prompt"', "not an object"),
         ("null", "null, not an object"),
