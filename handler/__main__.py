@@ -33,11 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     args = parser.parse_args(argv)
     if args.model:
-        if not os.path.isfile(os.path.join(args.model, "config.json")):
-            print(
-                f"error: --model {args.model}: no such directory with a config.json",
-                file=sys.stderr,
-            )
+        if not any(os.path.isfile(os.path.join(args.model, n)) for n in ("config.json", "CURRENT")):
+            print(f"error: --model {args.model}: no model directory", file=sys.stderr)
             return 1
         os.environ["GPT2_MODEL_DIR"] = os.path.abspath(args.model)
         os.environ.pop("GPT2_MODEL_URI", None)  # nothing stands in for a model that was named
@@ -63,9 +60,9 @@ def _invoke(path: str, text_only: bool) -> int:
         raw = file.read()
     try:
         event = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as broken:
         name = "stdin" if path == "-" else path
-        print(f"error: {name} is not JSON: {error}", file=sys.stderr)
+        print(f"error: {name} is not JSON: {broken}", file=sys.stderr)
         return 1
     from handler.app import function, lambda_handler, log_error  # reads the settings
 

@@ -80,7 +80,7 @@ def test_a_failed_invoke_exits_with_1_and_says_why_first(event: str, words: str)
 def test_a_model_that_is_not_there_is_one_line_and_never_the_demo(command: tuple[str, ...]) -> None:
     result = run("handler", *command, "--model", "/nowhere", GPT2_MODEL_URI="demo")
     assert result.returncode == 1
-    assert result.stderr == "error: --model /nowhere: no such directory with a config.json\n"
+    assert result.stderr == "error: --model /nowhere: no model directory\n"
 
 
 def test_a_model_that_cannot_be_had_is_one_line() -> None:
