@@ -10,7 +10,7 @@ _import_began = perf_counter()
 
 import os  # noqa: E402 (the clock above must start first)
 from _thread import allocate_lock  # noqa: E402
-from collections.abc import MutableMapping  # noqa: E402
+from collections.abc import Callable, MutableMapping  # noqa: E402
 from time import monotonic  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
@@ -40,7 +40,7 @@ class Function:
         self.before: Timings | None = None
         """What the process spent before the first invoke, which reports it."""
         self._invoked = False
-        self.log = log_error
+        self.log: Callable[[BaseException, Any], None] = log_error
         self.last_report: replies.Report | None = None
         """What the latest reply said of its invoke, also where its dialect has no place for it."""
 

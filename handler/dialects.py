@@ -157,7 +157,8 @@ def _huggingface(fields: Mapping[str, Any]) -> Request:
     for name in HF_REFUSED:
         if parameters.get(name) is not None:
             raise BadRequest(
-                f"{name}: decoding is greedy, leave it out", param=f"parameters.{name}"
+                f"{name} is not supported, decoding is greedy: leave it out",
+                param=f"parameters.{name}",
             )
     ours = {n: v for n, v in parameters.items() if n not in HF_NEUTRAL and n not in HF_REFUSED}
     _refuse_unknown(ours, HF_PARAMETERS, "parameters.")

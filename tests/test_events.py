@@ -178,6 +178,13 @@ def test_prompts_in_a_list_stay_in_order() -> None:
     assert (found.prompts, found.is_list, found.id) == (("The wolf", "The queen"), True, "pair-1")
 
 
+@pytest.mark.parametrize("name", ["temperature", "top_p", "seed"])
+def test_sampling_is_refused_in_words_that_help(name: str) -> None:
+    with pytest.raises(BadRequest, match=f"{name} is not supported, decoding is greedy"):
+        parse(json_event(inputs="x", parameters={name: 1}))
+    assert request(json_event(inputs="x", parameters={name: None})).prompts == ("x",)
+
+
 def test_neutral_values_of_sampling_parameters_are_accepted() -> None:
     neutral = {"do_sample": False, "repetition_penalty": 1.0, "num_return_sequences": 1}
     assert request(json_event(inputs="x", parameters=neutral, options={"use_cache": True})).prompts
