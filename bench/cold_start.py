@@ -18,7 +18,7 @@ from time import perf_counter
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.random_model import make  # noqa: E402
+from bench.random_model import make
 
 MODELS = ROOT / "bench" / "models"
 RESULTS = ROOT / "bench" / "results"

@@ -19,9 +19,9 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.random_model import make  # noqa: E402
-from gpt2core import Engine  # noqa: E402
-from gpt2core.model import KVCache, decode, prefill  # noqa: E402
+from bench.random_model import make
+from gpt2core import Engine
+from gpt2core.model import KVCache, decode, prefill
 
 RESULTS = ROOT / "bench" / "results"
 

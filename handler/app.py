@@ -8,19 +8,19 @@ from time import perf_counter
 
 _import_began = perf_counter()
 
-import os  # noqa: E402 (the clock above must start first)
-from _thread import allocate_lock  # noqa: E402
-from collections.abc import Callable, MutableMapping  # noqa: E402
-from time import monotonic  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
+import os
+from _thread import allocate_lock
+from collections.abc import Callable, MutableMapping
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
-from gpt2core.errors import GPT2Error  # noqa: E402
-from handler import events, replies  # noqa: E402
-from handler.dialects import DEFAULT_NEW_TOKENS, Request, shown  # noqa: E402
-from handler.errors import InternalError, LimitExceeded  # noqa: E402
-from handler.model_source import ModelSource, locate  # noqa: E402
-from handler.settings import Settings  # noqa: E402
-from handler.timings import Timings, seconds_since_process_start  # noqa: E402
+from gpt2core.errors import GPT2Error
+from handler import events, replies
+from handler.dialects import DEFAULT_NEW_TOKENS, Request, shown
+from handler.errors import InternalError, LimitExceeded
+from handler.model_source import ModelSource, locate
+from handler.settings import Settings
+from handler.timings import Timings, seconds_since_process_start
 
 if TYPE_CHECKING:
     from gpt2core.engine import Engine
