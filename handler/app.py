@@ -128,7 +128,7 @@ class Function:
     ) -> list[replies.Completion]:
         engine = self.open(timings)
         context = engine.config.n_positions
-        new_tokens = _within_limit(request, self.settings.max_new_tokens or context)
+        new_tokens = _within_limit(request, min(self.settings.max_new_tokens or context, context))
         prompts = [
             self._encode(
                 engine,

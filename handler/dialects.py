@@ -50,7 +50,7 @@ class Request(NamedTuple):
     stop: tuple[str, ...] = ()
     return_full_text: bool = False
     details: bool = False
-    """Hugging Face only: reply with finish reason and tokens."""
+    """Hugging Face only: reply with the finish reason and the number of tokens."""
     has_id: bool = False
     id: Any = None
 

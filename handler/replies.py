@@ -105,8 +105,6 @@ def _huggingface(c: Completion, request: Request) -> dict[str, Any]:
         item["details"] = {
             "finish_reason": _HF_REASONS.get(c.finish_reason, c.finish_reason),
             "generated_tokens": len(c.ids),
-            "prefill": [],
-            "tokens": [],
         }
     return item
 

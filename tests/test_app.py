@@ -172,7 +172,7 @@ def test_hugging_face_returns_the_full_text_unless_told_otherwise(small: Functio
 def test_the_hugging_face_details_say_why_and_how_many(small: Function) -> None:
     parameters = {"max_new_tokens": 4, "details": True}
     details = small.invoke({"inputs": "abc", "parameters": parameters})[0]["details"]
-    assert (details["finish_reason"], details["generated_tokens"]) == ("length", 4)
+    assert details == {"finish_reason": "length", "generated_tokens": 4}
 
 
 def test_the_first_reply_is_a_cold_start_with_its_phases_and_the_second_is_not(
@@ -248,6 +248,9 @@ def test_limits_of_the_settings_refuse_and_never_clamp(model_dir: Path) -> None:
     assert (error["type"], error["param"]) == ("PromptTooLong", "prompt[1]")
     error = function.invoke({"inputs": "abcde"})["error"]
     assert (error["type"], error["param"]) == ("PromptTooLong", "inputs")
+    larger = Function(Settings(model_dir=str(model_dir), max_new_tokens=5000))
+    error = larger.invoke({"prompt": "abcd", "max_new_tokens": 65})["error"]
+    assert "the limit is 64" in error["message"]  # the context stays one
     assert "the limit is 4" in function.invoke({"prompt": "a" * 100})["error"]["message"]
 
 
@@ -394,7 +397,7 @@ def http_events(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     return name, event
 
 
-def answers_http(function: Function, case: tuple[str, dict[str, Any]]) -> None:
+def check_http_answer(function: Function, case: tuple[str, dict[str, Any]]) -> None:
     name, event = case
     reply = function.invoke(event, Context())
     multi = "multiValueHeaders" in reply
@@ -403,7 +406,7 @@ def answers_http(function: Function, case: tuple[str, dict[str, Any]]) -> None:
     json.dumps(reply, ensure_ascii=False, allow_nan=False).encode()
 
 
-def answers_anything(function: Function, event: Any) -> None:
+def check_direct_answer(function: Function, event: Any) -> None:
     try:
         reply = function.invoke(event, Context())
     except UnsupportedEvent:
@@ -424,14 +427,14 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Function:
 def test_whatever_arrives_over_http_gets_a_reply_and_never_a_500(
     fuzzed: Function, case: tuple[str, dict[str, Any]]
 ) -> None:
-    answers_http(fuzzed, case)
+    check_http_answer(fuzzed, case)
 
 
 @given(JSON | FIELDS)
 def test_whatever_is_invoked_directly_gets_a_reply_and_never_our_error(
     fuzzed: Function, event: Any
 ) -> None:
-    answers_anything(fuzzed, event)
+    check_direct_answer(fuzzed, event)
 
 
 @pytest.mark.slow
@@ -440,14 +443,14 @@ def test_whatever_is_invoked_directly_gets_a_reply_and_never_our_error(
 def test_many_things_over_http_get_a_reply_and_never_a_500(
     fuzzed: Function, case: tuple[str, dict[str, Any]]
 ) -> None:
-    answers_http(fuzzed, case)
+    check_http_answer(fuzzed, case)
 
 
 @pytest.mark.slow
 @hypothesis_settings(max_examples=10_000)
 @given(JSON | FIELDS)
 def test_many_direct_events_get_a_reply_and_never_our_error(fuzzed: Function, event: Any) -> None:
-    answers_anything(fuzzed, event)
+    check_direct_answer(fuzzed, event)
 
 
 def test_the_demo_is_beside_the_code() -> None:

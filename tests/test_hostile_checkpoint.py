@@ -266,7 +266,7 @@ def test_weights_that_are_not_numbers_are_reported_when_they_are_used(tmp_path: 
         engine.generate("a")
 
 
-def opens_as_the_library_does_or_is_refused(path: Path) -> None:
+def check_read_as_the_library_does_or_refused(path: Path) -> None:
     """What we accept, `safetensors` reads the same way; whatever else is a CheckpointError."""
     try:
         tensors = open_safetensors(path)
@@ -308,7 +308,7 @@ def test_a_mutated_file_is_read_as_the_library_reads_it_or_refused(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.safetensors"
     path.write_bytes(mutate(SEED_FILE, mutations))
-    opens_as_the_library_does_or_is_refused(path)
+    check_read_as_the_library_does_or_refused(path)
 
 
 @pytest.mark.slow
@@ -319,4 +319,4 @@ def test_many_mutated_files_are_read_as_the_library_reads_them_or_refused(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.safetensors"
     path.write_bytes(mutate(SEED_FILE, mutations))
-    opens_as_the_library_does_or_is_refused(path)
+    check_read_as_the_library_does_or_refused(path)
