@@ -1,4 +1,4 @@
-"""The function's command line: `python -m handler invoke EVENT.json`, `python -m handler serve`."""
+"""The function's command line: `python -m handler invoke EVENT.json | serve | fetch URI DIR`."""
 
 import argparse
 import json
@@ -25,6 +25,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "serve", help="a local HTTP server that behaves like a Function URL"
     )
     serve.add_argument("--port", type=_port, default=8080, help="default 8080; 0 picks a free one")
+    fetch = commands.add_parser(
+        "fetch", help="download a model, verify it and make it the current one of a directory"
+    )
+    fetch.add_argument(
+        "uri", metavar="URI", type=_uri, help="s3://bucket/prefix or hf://owner/name[@revision]"
+    )
+    fetch.add_argument(
+        "directory", metavar="DIR", help="becomes a volume: CURRENT, revisions/<digest>/"
+    )
+    fetch.add_argument(
+        "--sha256",
+        metavar="DIGEST",
+        type=_digest,
+        help="what the manifest or the weights must have",
+    )
     for command in (invoke, serve):
         command.add_argument(
             "--model",
@@ -32,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             help="model directory (default: GPT2_MODEL_DIR, else GPT2_MODEL_URI, else the demo)",
         )
     args = parser.parse_args(argv)
-    if args.model:
+    if args.command != "fetch" and args.model:
         if not any(os.path.isfile(os.path.join(args.model, n)) for n in ("config.json", "CURRENT")):
             print(f"error: --model {args.model}: no model directory", file=sys.stderr)
             return 1
@@ -41,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "invoke":
             return _invoke(args.event, args.text)
+        if args.command == "fetch":
+            return _fetch(args.uri, args.directory, args.sha256)
         from handler.serve import serve as run  # http.server, 40 ms
 
         return run(args.port)
@@ -88,6 +105,18 @@ def _invoke(path: str, text_only: bool) -> int:
     return 1 if error else 0
 
 
+def _fetch(uri: str, directory: str, sha256: str | None) -> int:
+    """Print the revision's directory on stdout: a model directory for `--model` and others."""
+    from handler.download import to_directory  # threads, hashes, a client
+
+    os.makedirs(directory, exist_ok=True)
+    fetched = to_directory(uri, os.path.abspath(directory), pin=sha256)
+    if not fetched.fetched:
+        print("unchanged: the directory has this very model", file=sys.stderr)
+    print(fetched.path)
+    return 0
+
+
 def _payload(reply: Any) -> Any:
     """The body of an HTTP reply, or the reply itself."""
     if isinstance(reply, dict) and "statusCode" in reply:
@@ -99,6 +128,23 @@ def _texts(payload: Any) -> list[str]:
     """Every generated text of a reply in either dialect, or the status of one without."""
     items = payload if isinstance(payload, list) else payload.get("generations", [payload])
     return [item.get("generated_text", item.get("status")) for item in items if "error" not in item]
+
+
+_URIS = "s3://bucket/prefix or hf://owner/name[@revision]"
+
+
+def _uri(text: str) -> str:
+    from handler.settings import is_remote
+
+    if not is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {_URIS}")
+    return text
+
+
+def _digest(text: str) -> str:
+    if len(text) != 64 or not set(text.lower()) <= set("0123456789abcdef"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 64 hexadecimal digits")
+    return text.lower()
 
 
 def _port(text: str) -> int:

@@ -14,11 +14,11 @@ from collections.abc import Callable, MutableMapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from gpt2core.errors import GPT2Error
+from gpt2core.errors import GPT2Error, ModelError
 from handler import events, replies
 from handler.dialects import DEFAULT_NEW_TOKENS, Request, shown
 from handler.errors import InternalError, LimitExceeded
-from handler.model_source import ModelSource, locate
+from handler.model_source import ModelSource, candidates, populate
 from handler.settings import Settings
 from handler.timings import Timings, seconds_since_process_start
 
@@ -41,11 +41,12 @@ class Function:
         """What the process spent before the first invoke, which reports it."""
         self._invoked = False
         self.log: Callable[[BaseException, Any], None] = log_error
+        self.warn: Callable[[GPT2Error], None] = log_warning
         self.last_report: replies.Report | None = None
         """What the latest reply said of its invoke, also where its dialect has no place for it."""
 
-    def open(self, timings: Timings) -> "Engine":
-        """The engine, opened on the first call.
+    def open(self, timings: Timings, deadline: float | None = None) -> "Engine":
+        """The engine, opened on the first call; `deadline` in `time.monotonic()` seconds.
 
         Raises:
             ModelUnavailable, ModelError: the next call tries again.
@@ -53,7 +54,7 @@ class Function:
         if self._engine is None:
             with self._opening:
                 if self._engine is None:  # another thread may have been first
-                    self._engine = self._open(timings)
+                    self._engine = self._open(timings, deadline)
         return self._engine
 
     def invoke(self, event: Any, context: Any = None) -> Any:
@@ -72,8 +73,8 @@ class Function:
 
         def report() -> replies.Report:
             opened = not was_open and self._engine is not None
-            name = self._source.name if self._source else None
-            self.last_report = replies.Report(timings.finished(), cold or opened, name)
+            name, origin = self._source[1:] if self._source else (None, None)
+            self.last_report = replies.Report(timings.finished(), cold or opened, name, origin)
             return self.last_report
 
         try:
@@ -83,7 +84,10 @@ class Function:
                 return replies.generated(source, job.request, completions, report())
             if job.action == "health":
                 return replies.health(source, report())
-            self._warm_up(timings)
+            if job.action == "populate":
+                filled = self._populate(deadline, timings)
+                return replies.populated(source, filled, report())
+            self._warm_up(deadline, timings)
             return replies.warmed_up(source, report())
         except GPT2Error as error:
             if source.kind == "schedule":
@@ -101,24 +105,44 @@ class Function:
                 report(),
             )
 
-    def _open(self, timings: Timings) -> "Engine":
+    def _open(self, timings: Timings, deadline: float | None) -> "Engine":
         timings.skip()
-        source = locate(self.settings)
+        broken: ModelError | None = None
+        for source in candidates(self.settings, self.warn, deadline):
+            timings.lap("source")
+            from gpt2core.engine import Engine  # NumPy
+
+            timings.lap("import")
+            try:
+                engine = Engine.open(source.path)
+                engine.read_ahead()
+                timings.lap("map")
+                engine.tokenizer  # noqa: B018 (opens it)
+                timings.lap("tokenizer")
+            except ModelError as error:
+                broken = error
+                if self.settings.model_uri:  # there may be another
+                    self.warn(error)
+                continue
+            self._source = source
+            return engine
+        assert broken  # without any candidate there is an error already
+        raise broken
+
+    def _populate(self, deadline: float | None, timings: Timings) -> dict[str, Any]:
+        """Fill the volume. An engine that is open goes on with what it has."""
+        source, size, fetched = populate(self.settings, deadline)
         timings.lap("source")
-        from gpt2core.engine import Engine  # NumPy
+        return {
+            "status": "populated" if fetched else "unchanged",
+            "revision": os.path.basename(source.path),
+            "bytes": size,
+            "uri": self.settings.model_uri,
+        }
 
-        timings.lap("import")
-        engine = Engine.open(source.path)
-        engine.read_ahead()
-        timings.lap("map")
-        engine.tokenizer  # noqa: B018 (opens it)
-        timings.lap("tokenizer")
-        self._source = source
-        return engine
-
-    def _warm_up(self, timings: Timings) -> None:
+    def _warm_up(self, deadline: float | None, timings: Timings) -> None:
         """One token from any id: a prompt would need a beginning-of-text token."""
-        engine = self.open(timings)
+        engine = self.open(timings, deadline)
         timings.skip()
         engine.generate_ids([0], 1)
         timings.lap("prefill")
@@ -126,7 +150,7 @@ class Function:
     def _generate(
         self, request: Request, deadline: float | None, timings: Timings
     ) -> list[replies.Completion]:
-        engine = self.open(timings)
+        engine = self.open(timings, deadline)
         context = engine.config.n_positions
         new_tokens = _within_limit(request, min(self.settings.max_new_tokens or context, context))
         prompts = [
@@ -176,6 +200,15 @@ def _deadline(context: Any) -> float | None:
     """When to stop generating, in `time.monotonic()` seconds; None without a context."""
     remaining = getattr(context, "get_remaining_time_in_millis", None)
     return monotonic() + remaining() / 1000 - REPLY_MARGIN_S if remaining else None
+
+
+def log_warning(error: GPT2Error) -> None:
+    """One JSON line on stderr about what was found broken and can be done without."""
+    import json
+    import sys
+
+    line = {"level": "WARNING", "type": type(error).__name__, "message": error.message}
+    print(json.dumps(line), file=sys.stderr, flush=True)
 
 
 def log_error(error: BaseException, context: Any) -> None:

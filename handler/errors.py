@@ -42,6 +42,34 @@ class ModelUnavailable(GPT2Error):
     """The model that the settings name cannot be had now."""
 
 
+class ModelNotFound(ModelUnavailable):
+    """There is no such bucket, repository, revision or file, or it holds no GPT-2."""
+
+
+class AccessDenied(ModelUnavailable):
+    """The credentials are missing, expired, or not allowed to read the model."""
+
+
+class ModelChanged(ModelUnavailable):
+    """The model was replaced while it was downloaded, so that its parts do not belong together."""
+
+
+class DigestMismatch(ModelUnavailable):
+    """What arrived is not what its source or the settings promise. It has been removed."""
+
+
+class DownloadFailed(ModelUnavailable):
+    """The download did not succeed, however often it was tried or as long as there was time."""
+
+
+class NoRoom(ModelUnavailable):
+    """The model does not fit where it should go."""
+
+
+class NotWritable(ModelUnavailable):
+    """The place where the model should go cannot be written."""
+
+
 class UnsupportedEvent(GPT2Error):
     """An event of a source that this function does not serve. Always raised, never a reply:
     a queue would take any reply for success and delete its messages.

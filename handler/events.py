@@ -22,6 +22,8 @@ from handler.errors import (
 
 MAX_BODY_BYTES = 6 * 1024 * 1024  # Lambda's limit for a buffered invoke
 ROUTES = {"/": ("POST",), "/generate": ("POST",), "/health": ("GET", "HEAD")}
+# What an operator asks for, with the function's own permissions and never over HTTP.
+_ACTIONS: tuple[Literal["warmup", "populate"], ...] = ("warmup", "populate")
 
 
 class Source(NamedTuple):
@@ -40,7 +42,7 @@ class Source(NamedTuple):
 class Job(NamedTuple):
     """What an event asks for."""
 
-    action: Literal["generate", "health", "warmup"]
+    action: Literal["generate", "health", "warmup", "populate"]
     request: Request | None = None
     """Set for `generate`."""
 
@@ -94,10 +96,11 @@ def parse(event: Any, source: Source) -> Job:
         return _parse_http(event, source)
     if not isinstance(event, dict):
         raise BadRequest(f"the event is {shown(event)}, not an object: send {dialects.EXAMPLE}")
-    if "warmup" in event:
-        if event != {"warmup": True}:
-            raise BadRequest('a warm-up is {"warmup": true} and nothing else', param="warmup")
-        return Job("warmup")
+    for action in _ACTIONS:
+        if action in event:
+            if event != {action: True}:
+                raise BadRequest(f'send {{"{action}": true}} and nothing else', param=action)
+            return Job(action)
     return Job("generate", dialects.parse_request(event))
 
 
@@ -111,8 +114,9 @@ def _parse_http(event: dict[str, Any], source: Source) -> Job:
         return Job("health")
     body = _body(event)
     fields = _fields(body, _header(event, source, "content-type"))
-    if "warmup" in fields:
-        raise BadRequest("a warm-up is invoked directly, not over HTTP", param="warmup")
+    for action in _ACTIONS:
+        if action in fields:
+            raise BadRequest(f"{action} is for direct invokes, not over HTTP", param=action)
     return Job("generate", dialects.parse_request(fields))
 
 

@@ -1,19 +1,22 @@
-"""Where the model directory comes from: the volume, else the cache, else the URI.
+"""Where the model comes from: the volume, else a verified copy in the cache, else its URI.
 
-A volume or a cache holds either a model directory itself or `revisions/<digest>/` directories and
-a file `CURRENT` that names one of them. Whoever publishes a revision replaces `CURRENT` by rename,
-so a process that has resolved it once keeps a whole model.
+What was named and cannot be had is an error, never quietly the demo. A volume or a copy that is
+there and cannot be used is reported, and the URI is asked where there is one.
 """
 
 import os
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
-from handler.errors import ModelUnavailable
-from handler.settings import DEMO_URI, Settings
+from gpt2core.errors import GPT2Error
+from handler.errors import BadRequest, ModelUnavailable
+from handler.revisions import resolve, verify
+from handler.settings import DEMO_URI, MEMORY, Settings
 
 DEMO_DIR = os.path.join(
     os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "models", "demo"
 )
+Origin = Literal["volume", "cache", "s3", "hub", "demo"]
 
 
 class ModelSource(NamedTuple):
@@ -22,19 +25,82 @@ class ModelSource(NamedTuple):
     path: str
     name: str
     """What replies call the model."""
-    origin: Literal["volume", "cache", "demo"]
+    origin: Origin
 
 
-def locate(settings: Settings) -> ModelSource:
-    """Find the model that the settings name.
+def candidates(
+    settings: Settings, report: Callable[[GPT2Error], None], deadline: float | None = None
+) -> Iterator[ModelSource]:
+    """The model directories that the settings name, the preferred one first.
+
+    A later one is looked for, or downloaded, only when it is asked for: because the one before it
+    turned out not to be usable. `report` hears of those that were found unusable here. `deadline`
+    is in `time.monotonic()` seconds.
 
     Raises:
-        ModelUnavailable: what was named cannot be had; the demo never stands in for it.
+        ModelUnavailable: there is none, or no further one.
     """
-    source = _find(settings)
-    if settings.model_sha256:
-        _check_digest(os.path.join(source.path, "model.safetensors"), settings.model_sha256)
-    return source
+    uri = settings.model_uri
+    broken: GPT2Error | None = None
+    try:
+        volume = _usable(settings.model_dir, settings.model_sha256)
+        if volume:
+            yield ModelSource(volume, _name(settings.model_dir, volume), "volume")
+            if uri is None:
+                return
+    except ModelUnavailable as error:
+        if uri is None:
+            raise
+        broken = error
+        report(error)
+    if uri is None and settings.model_dir_named:
+        raise ModelUnavailable(
+            f"GPT2_MODEL_DIR {settings.model_dir!r} holds no model: put config.json and"
+            " model.safetensors there, or set GPT2_MODEL_URI",
+            param="GPT2_MODEL_DIR",
+        )
+    if uri is None or uri == DEMO_URI:
+        if not _usable(DEMO_DIR, settings.model_sha256):
+            raise ModelUnavailable(
+                f"the demo model is not at {DEMO_DIR!r}: install it or name a model"
+            )
+        yield ModelSource(DEMO_DIR, DEMO_URI, "demo")
+        return
+    try:
+        yield from _remote(uri, settings, report, deadline)
+    except ModelUnavailable as error:
+        if not broken:
+            raise
+        # Both are news to whoever has to mend it.
+        message = f"{error.message}; and the volume: {broken.message}"
+        raise type(error)(message, param=error.param) from None
+
+
+def populate(settings: Settings, deadline: float | None = None) -> tuple[ModelSource, int, bool]:
+    """Fill the volume from the URI: the model, its bytes, and whether anything had to be fetched.
+
+    Raises:
+        BadRequest: the settings name no URI to download from.
+        ModelUnavailable: the download failed; the volume is as it was.
+    """
+    uri = settings.model_uri
+    if uri is None or uri == DEMO_URI:
+        raise BadRequest(
+            "there is nothing to populate the volume from: set GPT2_MODEL_URI to s3://… or hf://…",
+            param="GPT2_MODEL_URI",
+        )
+    root = settings.model_dir
+    if not os.path.isdir(root):
+        raise ModelUnavailable(
+            f"GPT2_MODEL_DIR {root!r} is no directory: attach a volume there",
+            param="GPT2_MODEL_DIR",
+        )
+    from handler import download
+
+    _set_hub_home(settings)
+    done = download.to_directory(uri, root, pin=settings.model_sha256, deadline=deadline)
+    origin: Origin = _origin(uri) if done.fetched else "volume"
+    return ModelSource(done.path, _name(root, done.path), origin), done.size, done.fetched
 
 
 def cache_path(settings: Settings, uri: str) -> str:
@@ -43,57 +109,46 @@ def cache_path(settings: Settings, uri: str) -> str:
     return os.path.join(settings.cache_dir, "models", safe)
 
 
-def _find(settings: Settings) -> ModelSource:
-    uri = settings.model_uri
-    volume = _resolve(settings.model_dir)
-    if volume:
-        return ModelSource(volume, _name(settings.model_dir, volume), "volume")
-    if uri is None and settings.model_dir_named:
-        raise ModelUnavailable(
-            f"GPT2_MODEL_DIR {settings.model_dir!r} holds no model: put config.json and"
-            " model.safetensors there, or set GPT2_MODEL_URI",
-            param="GPT2_MODEL_DIR",
-        )
-    if uri is None or uri == DEMO_URI:
-        if not _resolve(DEMO_DIR):
-            raise ModelUnavailable(
-                f"the demo model is not at {DEMO_DIR!r}: install it or name a model"
-            )
-        return ModelSource(DEMO_DIR, DEMO_URI, "demo")
-    cached = _resolve(cache_path(settings, uri))
-    if cached:
-        return ModelSource(cached, uri, "cache")
-    raise ModelUnavailable(
-        f"GPT2_MODEL_URI {uri!r} is not in the cache and this version cannot download:"
-        " put the model on a volume and set GPT2_MODEL_DIR",
-        param="GPT2_MODEL_URI",
-    )
+def _remote(
+    uri: str, settings: Settings, report: Callable[[GPT2Error], None], deadline: float | None
+) -> Iterator[ModelSource]:
+    pin = settings.model_sha256
+    if settings.cache_dir == MEMORY:
+        from handler import download
 
-
-def _resolve(path: str) -> str | None:
-    """The model directory at `path`: what `CURRENT` names, or `path` itself; None for neither.
-
-    Raises:
-        ModelUnavailable: `CURRENT` is there and names no revision beside it.
-    """
+        kept = download.to_memory(uri, pin=pin, deadline=deadline)
+        yield ModelSource(kept.path, uri, _origin(uri))
+        return
+    root = cache_path(settings, uri)
     try:
-        with open(os.path.join(path, "CURRENT"), encoding="utf-8") as file:
-            revision = file.read(256).strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return path if os.path.exists(os.path.join(path, "config.json")) else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelUnavailable(
-            f"{path}: CURRENT cannot be read ({type(error).__name__})"
-        ) from error
-    found = os.path.join(path, "revisions", revision)
-    if (
-        revision in ("", ".", "..")
-        or "/" in revision
-        or "\0" in revision
-        or not os.path.isdir(found)
-    ):
-        raise ModelUnavailable(f"{path}: CURRENT names {revision!a}, which is no revision there")
+        cached = _usable(root, pin)
+    except ModelUnavailable as error:
+        cached = None
+        report(error)
+    if cached:
+        yield ModelSource(cached, uri, "cache")
+        # Asked for more: it was verified when it came, and does not open now.
+        from handler.staging import discard
+
+        discard(root, cached)
+    from handler import download  # threads, hashes, a client: only here
+
+    _set_hub_home(settings)
+    fresh = download.to_directory(uri, root, pin=pin, deadline=deadline)
+    # Unchanged: another process was quicker.
+    yield ModelSource(fresh.path, uri, _origin(uri) if fresh.fetched else "cache")
+
+
+def _usable(root: str, pin: str | None) -> str | None:
+    """The model directory at `root`, verified as far as a cold start can; None if there is none."""
+    found = resolve(root)
+    if found:
+        verify(found, pin)
     return found
+
+
+def _origin(uri: str) -> Origin:
+    return "s3" if uri.startswith("s3://") else "hub"
 
 
 def _name(volume: str, found: str) -> str:
@@ -102,20 +157,7 @@ def _name(volume: str, found: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _check_digest(weights: str, expected: str) -> None:
-    """Hash the weights file: a pinned digest is worth one read of the whole file per process."""
-    import hashlib
-
-    try:
-        with open(weights, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelUnavailable(
-            f"{weights}: cannot be checked against GPT2_MODEL_SHA256 ({error.strerror})",
-            param="GPT2_MODEL_SHA256",
-        ) from error
-    if found != expected:
-        raise ModelUnavailable(
-            f"{weights} has SHA-256 {found}, GPT2_MODEL_SHA256 asks for {expected}",
-            param="GPT2_MODEL_SHA256",
-        )
+def _set_hub_home(settings: Settings) -> None:
+    """Lambda's home directory is read-only, and the Hub's client keeps files below it."""
+    if settings.cache_dir != MEMORY:
+        os.environ.setdefault("HF_HOME", os.path.join(settings.cache_dir, "huggingface"))

@@ -52,6 +52,8 @@ class Report(NamedTuple):
     timings_ms: Mapping[str, float]
     cold_start: bool
     model: str | None
+    origin: str | None = None
+    """Where the model came from: `volume`, `cache`, `s3`, `hub` or `demo`."""
 
 
 def status_of(error: GPT2Error) -> int:
@@ -80,6 +82,11 @@ def health(source: Source, report: Report) -> Any:
 def warmed_up(source: Source, report: Report) -> Any:
     """The reply to a warm-up."""
     return _reply(source, 200, {"status": "warm"} | _about(report), report)
+
+
+def populated(source: Source, filled: Mapping[str, Any], report: Report) -> Any:
+    """The reply to a request to fill the volume: `filled` tells what it holds now."""
+    return _reply(source, 200, dict(filled) | _about(report), report)
 
 
 def failed(source: Source, error: GPT2Error, report: Report) -> Any:
@@ -114,7 +121,17 @@ def _about(report: Report) -> dict[str, Any]:
         "timings_ms": dict(report.timings_ms),
         "cold_start": report.cold_start,
         "model": report.model,
+        "model_source": report.origin,
     }
+
+
+def _server_timing(report: Report) -> str:
+    """Every phase; the one that found the model says where, as the metric's description."""
+    found = f';desc="{report.origin}"' if report.origin else ""
+    return ", ".join(
+        f"{phase}{found if phase == 'source' else ''};dur={ms:g}"
+        for phase, ms in report.timings_ms.items()
+    )
 
 
 def _reply(
@@ -138,7 +155,7 @@ def _reply(
     named = {
         "Content-Type": "application/json",
         "Cache-Control": "no-store",
-        "Server-Timing": ", ".join(f"{k};dur={v:g}" for k, v in report.timings_ms.items()),
+        "Server-Timing": _server_timing(report),
         "x-cold-start": str(report.cold_start).lower(),
         **(headers or {}),
     }

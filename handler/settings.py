@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,11 @@ from handler.errors import SettingsError
 MEMORY_PER_VCPU = 1769  # MB; AWS Lambda Developer Guide, "Configure Lambda function memory"
 DEFAULT_MODEL_DIR = "/mnt/gpt2"
 DEMO_URI = "demo"
+MEMORY = "memory"
+ACCEPTED_URIS = "s3://bucket/prefix, hf://owner/name[@revision] or demo"
+# Bucket names and aliases: Amazon S3 User Guide, "General purpose bucket naming rules".
+_S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f?#]*)?")
+_HUB_URI = re.compile(r"hf://[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 
 class Settings(NamedTuple):
@@ -22,8 +28,9 @@ class Settings(NamedTuple):
     model_dir_named: bool = False
     """Whether `model_dir` was chosen, so that its lack is an error."""
     model_sha256: str | None = None
-    """Lower-case hex digest that the weights file must have."""
+    """Lower-case hex digest that the manifest or the weights file must have."""
     cache_dir: str = "/tmp/gpt2"  # noqa: S108 (Lambda has no other writable place)
+    """Where downloads go; `memory`: nowhere, they stay in memory."""
     max_new_tokens: int | None = None
     """Upper limit for a request; None is the model's context."""
     max_prompt_tokens: int | None = None
@@ -54,12 +61,8 @@ class Settings(NamedTuple):
 
         model_dir = text("GPT2_MODEL_DIR")
         model_uri = text("GPT2_MODEL_URI")
-        if model_uri and model_uri != DEMO_URI and not model_uri.startswith(("s3://", "hf://")):
-            raise SettingsError(
-                "GPT2_MODEL_URI",
-                model_uri,
-                "s3://bucket/prefix, hf://owner/name[@revision] or demo",
-            )
+        if model_uri and model_uri != DEMO_URI and not is_remote(model_uri):
+            raise SettingsError("GPT2_MODEL_URI", model_uri, ACCEPTED_URIS)
         digest = text("GPT2_MODEL_SHA256")
         if digest and (len(digest) != 64 or not all(c in "0123456789abcdefABCDEF" for c in digest)):
             raise SettingsError("GPT2_MODEL_SHA256", digest, "64 hexadecimal digits")
@@ -70,8 +73,11 @@ class Settings(NamedTuple):
             ("GPT2_MODEL_DIR", model_dir),
             ("GPT2_CACHE_DIR", text("GPT2_CACHE_DIR")),
         ):
-            if path and not os.path.isabs(path):
-                raise SettingsError(name, path, "an absolute path")
+            if path and not os.path.isabs(path) and (name, path) != ("GPT2_CACHE_DIR", MEMORY):
+                memory = f" or {MEMORY}" if name == "GPT2_CACHE_DIR" else ""
+                raise SettingsError(name, path, f"an absolute path{memory}")
+        if text("GPT2_CACHE_DIR") == MEMORY and (model_uri or "").startswith("hf://"):
+            raise SettingsError("GPT2_CACHE_DIR", MEMORY, "an absolute path for a model of the Hub")
         return cls(
             model_dir=model_dir or DEFAULT_MODEL_DIR,
             model_uri=model_uri,
@@ -83,6 +89,11 @@ class Settings(NamedTuple):
             preload=preload,  # type: ignore[arg-type]  # checked above
             threads=count("GPT2_THREADS") or _vcpus(environ),
         )
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names a model that can be downloaded."""
+    return bool(_S3_URI.fullmatch(uri) or _HUB_URI.fullmatch(uri))
 
 
 def _vcpus(environ: Mapping[str, str]) -> int:

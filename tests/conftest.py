@@ -2,13 +2,17 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from gpt2core import Engine
 from tests.models import write_model
+from tests.proxy import FaultProxy
+from tests.s3_server import CREDENTIALS, Bucket, moto_server
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "models" / "demo"
@@ -46,6 +50,29 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine(model_dir: Path) -> Engine:
     return Engine.open(model_dir)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """`host:port` of S3 over HTTP."""
+    with moto_server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(moto: str) -> Bucket:
+    """A bucket of the test's own."""
+    return Bucket(moto, f"test-{uuid4().hex}")
+
+
+@pytest.fixture
+def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy before S3, which AWS's settings point to."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with FaultProxy(moto) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", between.url)
+        yield between
 
 
 def load_event(name: str) -> Any:

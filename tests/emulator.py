@@ -6,18 +6,17 @@ The emulator's binary comes with the SAM command line, which `make test` install
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tests.conftest import ROOT
+from tests.ports import free_ports, wait_for
 
 MACHINE = {"x86_64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), "")
 COMMAND = (sys.executable, "-m", "awslambdaric", "handler.app.lambda_handler")
@@ -27,18 +26,6 @@ def emulator_path() -> Path | None:
     """The emulator, if this machine has it."""
     found = ROOT.glob(f".venv-dev/lib/python*/site-packages/samcli/local/rapid/*rie-{MACHINE}")
     return next(found, None) if MACHINE else None
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
 
 
 class Emulator:
@@ -80,19 +67,8 @@ def emulator(path: Path, log: Path, environ: Mapping[str, str]) -> Iterator[Emul
             start_new_session=True,
         )
     try:
-        _wait_for(front, process)
+        wait_for(front, process)
         yield Emulator(front)
     finally:
         os.killpg(process.pid, 15)
         process.wait(20)
-
-
-def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    give_up = monotonic() + 30
-    while monotonic() < give_up and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            continue
-        return
-    raise AssertionError("the emulator does not listen")

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from gpt2core.errors import GPT2Error
 from handler import model_source
 from handler.errors import ModelUnavailable
-from handler.model_source import DEMO_DIR, cache_path, locate
+from handler.model_source import DEMO_DIR, ModelSource, cache_path, candidates
 from handler.settings import Settings
 
 URI = "s3://bucket/models/gpt2"
@@ -19,6 +20,15 @@ def volume(tmp_path: Path, model_dir: Path) -> Path:
 
 def named(path: Path, **more: Any) -> Settings:
     return Settings(model_dir=str(path), model_dir_named=True, **more)
+
+
+def locate(settings: Settings) -> ModelSource:
+    """The first model directory, none having been reported as broken before it."""
+
+    def report(error: GPT2Error) -> None:
+        raise AssertionError(error.message)
+
+    return next(candidates(settings, report))
 
 
 def publish(root: Path, model_dir: Path, digest: str) -> Path:
@@ -63,13 +73,6 @@ def test_a_named_volume_without_a_model_is_an_error_and_never_the_demo(tmp_path:
     with pytest.raises(ModelUnavailable) as caught:
         locate(named(tmp_path))
     assert caught.value.param == "GPT2_MODEL_DIR"
-
-
-def test_a_named_uri_that_cannot_be_had_is_an_error_and_never_the_demo(tmp_path: Path) -> None:
-    settings = Settings(model_dir=str(tmp_path), model_uri=URI, cache_dir=str(tmp_path))
-    with pytest.raises(ModelUnavailable) as caught:
-        locate(settings)
-    assert caught.value.param == "GPT2_MODEL_URI"
 
 
 def test_the_demo_may_be_named_beside_an_empty_volume(tmp_path: Path) -> None:

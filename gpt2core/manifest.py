@@ -1,0 +1,154 @@
+"""`gpt2.manifest.json`: what a model directory holds, by name, size and SHA-256.
+
+    {"version": 1, "source": …, "precision": …, "files": {NAME: {"size": BYTES, "sha256": HEX}, …}}
+
+It stands beside packed models and beside raw ones that were downloaded or published. Its own
+SHA-256 identifies the whole directory: a revision is named by it, and GPT2_MODEL_SHA256 may pin it.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from gpt2core.errors import ModelError
+
+MANIFEST_FILE = "gpt2.manifest.json"
+VERSION = 1
+MAX_BYTES = 1 << 20
+# The files whose digest stands for the weights, if there is only one of them.
+WEIGHTS_FILES = ("packed.safetensors", "model.safetensors")
+_NAME_CHARACTERS = frozenset(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+)  # fmt: skip
+
+
+class ManifestError(ModelError):
+    """A manifest is broken, or the directory is not what its manifest says."""
+
+
+class FileDigest(NamedTuple):
+    """One file: its bytes and their lower-case hexadecimal SHA-256."""
+
+    size: int
+    sha256: str
+
+
+class Manifest(NamedTuple):
+    """A manifest as read; `raw` are its bytes."""
+
+    files: dict[str, FileDigest]
+    source: Any
+    raw: bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest itself, as `sha256sum gpt2.manifest.json` prints it."""
+        from hashlib import sha256  # 1 ms, and a cold start needs it only for a pinned digest
+
+        return sha256(self.raw).hexdigest()
+
+    def is_pinned_by(self, digest: str) -> bool:
+        """Whether `digest` is that of the manifest, or of the weights file it lists."""
+        weights = (self.files[name].sha256 for name in WEIGHTS_FILES if name in self.files)
+        return digest in weights or digest == self.digest
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a name from elsewhere may become a file in a model directory: it leads nowhere."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 128
+        and name[0] not in ".-"
+        and _NAME_CHARACTERS.issuperset(name)
+        and name != MANIFEST_FILE
+    )
+
+
+def manifest_bytes(
+    files: Mapping[str, FileDigest], source: object, precision: str | None = None
+) -> bytes:
+    """The manifest of these files; the same arguments give the same bytes."""
+    fields = {
+        "version": VERSION,
+        "source": source,
+        "precision": precision,
+        "files": {name: files[name]._asdict() for name in sorted(files)},
+    }
+    return json.dumps(fields, indent=1).encode() + b"\n"
+
+
+def parse_manifest(raw: bytes, file: str = MANIFEST_FILE) -> Manifest:
+    """Check a manifest's bytes; `file` is its name in errors.
+
+    Raises:
+        ManifestError: it is no manifest of this version, or names a file outside its directory.
+    """
+    if len(raw) > MAX_BYTES:
+        raise ManifestError(f"has {len(raw)} bytes, more than {MAX_BYTES}", file=file)
+    try:
+        fields = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ManifestError("is not JSON in UTF-8", file=file) from error
+    if not isinstance(fields, dict) or fields.get("version") != VERSION:
+        raise ManifestError(f"is no manifest of version {VERSION}", file=file)
+    entries = fields.get("files")
+    if not isinstance(entries, dict) or not entries:
+        raise ManifestError("files is missing or empty", file=file)
+    files = {}
+    for name, entry in entries.items():
+        if not is_plain_name(name):
+            raise ManifestError(f"{ascii(name)[:80]} is not a plain file name", file=file)
+        entry = entry if isinstance(entry, dict) else {}
+        size, sha256 = entry.get("size"), str(entry.get("sha256"))
+        if type(size) is not int or not 0 <= size < 1 << 63 or not _is_sha256(sha256):
+            raise ManifestError(f"{name} has no size and SHA-256", file=file)
+        files[name] = FileDigest(size, sha256)
+    return Manifest(files, fields.get("source"), raw)
+
+
+def read_manifest(model_dir: str) -> Manifest | None:
+    """The manifest of a model directory; None where there is none.
+
+    Raises:
+        ManifestError: it cannot be read or is broken.
+    """
+    path = os.path.join(model_dir, MANIFEST_FILE)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would wait for ever
+            raise ManifestError("is not a regular file", file=path)
+        with open(path, "rb") as file:
+            return parse_manifest(file.read(MAX_BYTES + 1), path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ManifestError(f"cannot be read ({error.strerror})", file=path) from error
+
+
+def check_sizes(model_dir: str, manifest: Manifest) -> None:
+    """Look whether every file is there, regular and as long as the manifest says.
+
+    That is all a cold start can afford: the bytes were hashed when the directory was made.
+
+    Raises:
+        ManifestError: names the first file that is not.
+    """
+    for name, entry in manifest.files.items():
+        path = os.path.join(model_dir, name)
+        try:
+            found = os.lstat(path)
+        except OSError as error:
+            raise ManifestError(
+                f"{MANIFEST_FILE} lists it and it cannot be had ({error.strerror})", file=path
+            ) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise ManifestError(f"is no regular file, as {MANIFEST_FILE} says", file=path)
+        if found.st_size != entry.size:
+            raise ManifestError(
+                f"has {found.st_size} bytes, {MANIFEST_FILE} says {entry.size}", file=path
+            )
+
+
+def _is_sha256(value: str) -> bool:
+    return len(value) == 64 and set(value) <= set("0123456789abcdef")

@@ -1,0 +1,243 @@
+"""Models from the Hub: the real client in a process of its own, against a server of its protocol.
+
+The client reads its settings when it is imported, so each test is a `python -m handler fetch`.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2core.manifest import MANIFEST_FILE, read_manifest
+from tests.conftest import ROOT
+from tests.hub_server import COMMIT, SECRET, TOKEN, HubServer
+from tests.models import write_model
+from tests.proxy import FaultProxy, corrupt, ignore_range, reset, stall, status, truncate
+
+WEIGHTS = "model.safetensors"
+
+
+class Local:
+    """A Hub, a proxy before its pages and another before its CDN, and the client's environment."""
+
+    def __init__(self, server: HubServer, hub: FaultProxy, cdn: FaultProxy, home: Path) -> None:
+        self.server, self.hub, self.cdn, self.home = server, hub, cdn, home
+        server.cdn = cdn.url.removeprefix("http://")
+
+    def fetch(self, root: Path, uri: str = "hf://owner/name", **environ: str) -> "Result":
+        done = subprocess.run(
+            [sys.executable, "-m", "handler", "fetch", uri, str(root)],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            cwd=ROOT,
+            env={
+                "PATH": os.environ["PATH"],
+                "HF_ENDPOINT": self.hub.url,
+                "HF_HOME": str(self.home),
+                "HF_HUB_DISABLE_TELEMETRY": "1",
+                "PYTHONWARNINGS": "error",
+                **environ,
+            },
+        )
+        assert SECRET not in done.stdout + done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return Result(done.returncode, done.stdout.strip(), done.stderr)
+
+
+class Result:
+    def __init__(self, code: int, path: str, stderr: str) -> None:
+        self.code, self.path, self.stderr = code, path, stderr
+
+    @property
+    def error(self) -> str:
+        """The last line, which must be the error; earlier ones may tell of attempts."""
+        assert self.code == 1, self.stderr
+        last = self.stderr.strip().splitlines()[-1]
+        assert last.startswith("error: "), self.stderr
+        return last
+
+    def holds(self, model_dir: Path, *others: str) -> bool:
+        assert self.code == 0, self.stderr
+        names = {path.name for path in model_dir.iterdir()} - set(others)
+        return {path.name for path in Path(self.path).iterdir()} == names | {MANIFEST_FILE} and all(
+            (Path(self.path) / name).read_bytes() == (model_dir / name).read_bytes()
+            for name in names
+        )
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A repository's files, beside the model some that no GPT-2 needs."""
+    folder = write_model(tmp_path / "repo")
+    (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    (folder / "README.md").write_text("A model.")
+    return folder
+
+
+NOT_NEEDED = ("pytorch_model.bin", "README.md")
+
+
+@pytest.fixture
+def hub(repo: Path, tmp_path: Path) -> Iterator[Local]:
+    with (
+        HubServer(repo) as server,
+        FaultProxy(server.address) as pages,
+        FaultProxy(server.address) as cdn,
+    ):
+        yield Local(server, pages, cdn, tmp_path / "home")
+
+
+def test_a_model_arrives_pinned_to_a_commit_and_only_what_is_needed(
+    hub: Local, repo: Path, tmp_path: Path
+) -> None:
+    result = hub.fetch(tmp_path / "root")
+    assert result.holds(repo, *NOT_NEEDED)
+    manifest = read_manifest(result.path)
+    assert manifest is not None
+    assert manifest.source == f"hf://owner/name@{COMMIT}"
+    asked = [entry.path for entry in hub.hub.log if "/resolve/" in entry.path]
+    assert asked
+    assert all(f"/resolve/{COMMIT}/" in path for path in asked)
+    assert not [path for path in asked if path.endswith((".bin", ".md"))]
+    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == ["CURRENT", "revisions"]
+
+
+def test_a_revision_may_be_named(hub: Local, repo: Path, tmp_path: Path) -> None:
+    assert hub.fetch(tmp_path / "root", f"hf://owner/name@{COMMIT}").holds(repo, *NOT_NEEDED)
+    missing = hub.fetch(tmp_path / "root", "hf://owner/name@v9").error
+    assert "RevisionNotFoundError" in missing
+
+
+def test_an_unchanged_commit_is_not_fetched_again(hub: Local, tmp_path: Path) -> None:
+    first = hub.fetch(tmp_path / "root")
+    hub.hub.log.clear()
+    second = hub.fetch(tmp_path / "root")
+    assert second.path == first.path
+    assert "unchanged" in second.stderr
+    assert [entry.path.partition("?")[0] for entry in hub.hub.log] == [
+        "/api/models/owner/name/revision/main"
+    ]
+
+
+def test_the_token_goes_to_the_hub_and_not_to_the_cdn(
+    hub: Local, repo: Path, tmp_path: Path
+) -> None:
+    hub.server.token = TOKEN
+    assert "401" in hub.fetch(tmp_path / "root").error
+    assert hub.fetch(tmp_path / "root", HF_TOKEN=TOKEN).holds(repo, *NOT_NEEDED)
+    assert {entry.authorization for entry in hub.hub.log} == {None, f"Bearer {TOKEN}"}
+    assert {entry.authorization for entry in hub.cdn.log} == {None}
+
+
+def test_shards_arrive_with_their_index(hub: Local, repo: Path, tmp_path: Path) -> None:
+    from tests.test_s3 import sharded
+
+    for path in repo.iterdir():
+        path.unlink()
+    sharded(repo)
+    assert hub.fetch(tmp_path / "root").holds(repo)
+
+
+@pytest.mark.parametrize("shard", ["../model.safetensors", "sub/model.safetensors"])
+def test_an_index_that_leads_out_of_the_directory_is_refused(
+    hub: Local, repo: Path, tmp_path: Path, shard: str
+) -> None:
+    (repo / WEIGHTS).unlink()
+    (repo / f"{WEIGHTS}.index.json").write_text(f'{{"weight_map": {{"wte.weight": "{shard}"}}}}')
+    assert "no shard beside it" in hub.fetch(tmp_path / "root").error
+
+
+def test_a_repository_without_safetensors_says_what_to_do(
+    hub: Local, repo: Path, tmp_path: Path
+) -> None:
+    (repo / WEIGHTS).unlink()
+    assert "pytorch_model.bin cannot be read: convert it" in hub.fetch(tmp_path / "root").error
+
+
+def test_a_missing_repository_is_an_error(hub: Local, tmp_path: Path) -> None:
+    assert "hf://owner/other is not there" in hub.fetch(tmp_path / "root", "hf://owner/other").error
+
+
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_errors_of_the_server_are_waited_out(
+    hub: Local, repo: Path, tmp_path: Path, code: int
+) -> None:
+    hub.hub.spoil("GET", "/api/models/", status(code))
+    hub.hub.spoil("HEAD", "config.json", status(code))
+    hub.cdn.spoil("GET", WEIGHTS, status(code, ("Retry-After", "0")))
+    assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
+
+
+def test_a_forbidden_file_is_an_error_at_once(hub: Local, tmp_path: Path) -> None:
+    hub.cdn.spoil("GET", WEIGHTS, status(403), times=99)
+    assert "HF_TOKEN has no access" in hub.fetch(tmp_path / "root").error
+    assert len([entry for entry in hub.cdn.log if entry.method == "GET"]) == 1
+
+
+@pytest.mark.parametrize("fault", [truncate(5000), reset(5000)], ids=["truncated", "reset"])
+def test_an_answer_that_breaks_off_is_recovered(
+    hub: Local, repo: Path, tmp_path: Path, fault: object
+) -> None:
+    hub.cdn.spoil("GET", WEIGHTS, fault)  # type: ignore[arg-type]
+    assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
+
+
+def test_a_resumed_file_may_come_whole(hub: Local, repo: Path, tmp_path: Path) -> None:
+    hub.cdn.spoil("GET", WEIGHTS, truncate(5000))
+    hub.cdn.spoil("GET", WEIGHTS, ignore_range())
+    assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
+
+
+def test_a_stalled_server_is_given_up_after_the_clients_own_time_out(
+    hub: Local, repo: Path, tmp_path: Path
+) -> None:
+    hub.cdn.spoil("GET", WEIGHTS, stall(5000))
+    done = hub.fetch(tmp_path / "root", HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert done.holds(repo, *NOT_NEEDED)
+
+
+def test_one_corrupted_answer_is_fetched_again(hub: Local, repo: Path, tmp_path: Path) -> None:
+    hub.cdn.spoil("GET", WEIGHTS, corrupt(1234))
+    assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_wrong_bytes_of_the_right_size_are_refused_and_removed(
+    hub: Local, tmp_path: Path, name: str
+) -> None:
+    (hub.cdn if name == WEIGHTS else hub.hub).spoil("GET", name, corrupt(20), times=99)
+    error = hub.fetch(tmp_path / "root").error
+    assert name in error
+    assert "both were removed" in error
+    assert not list((tmp_path / "root").rglob(name))
+    assert not (tmp_path / "root" / "CURRENT").exists()
+
+
+def test_offline_nothing_is_asked_and_the_local_cache_is_used(
+    hub: Local, repo: Path, tmp_path: Path
+) -> None:
+    nothing = hub.fetch(tmp_path / "root", HF_HUB_OFFLINE="1").error
+    assert "HF_HUB_OFFLINE" in nothing
+    assert hub.hub.log == []
+    fill = "from huggingface_hub import snapshot_download as s; s('owner/name')"
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HF_ENDPOINT": hub.hub.url,
+        "HF_HOME": str(hub.home),
+    }
+    subprocess.run([sys.executable, "-c", fill], check=True, env=environ, capture_output=True)
+    hub.hub.log.clear()
+    assert hub.fetch(tmp_path / "root", HF_HUB_OFFLINE="1").holds(repo, *NOT_NEEDED)
+    assert hub.hub.log == []
+
+
+def test_the_clients_warnings_hold_no_signature(hub: Local, repo: Path, tmp_path: Path) -> None:
+    hub.cdn.spoil("GET", WEIGHTS, truncate(5000))
+    done = hub.fetch(tmp_path / "root", HF_HUB_VERBOSITY="debug")
+    assert "/cdn/model.safetensors?…" in done.stderr
+    assert done.holds(repo, *NOT_NEEDED)
