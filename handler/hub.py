@@ -148,6 +148,8 @@ class _Errors:
             return self._answered(error.response.status_code, kind)
         if isinstance(error, errors.HFValidationError):
             return ModelNotFound(f"{what} is no name of a repository: write hf://owner/name")
+        if isinstance(error, errors.FileMetadataError):
+            return ModelUnavailable(f"{what}: this is no answer of a Hub: check HF_ENDPOINT")
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
             return error  # trouble with the disk, told by its number
         http_error = errors.HfHubHTTPError.__mro__[1]  # of whichever HTTP library the client uses

@@ -112,7 +112,7 @@ class S3:
                 while data := self._read(body, file.name):
                     if at + len(data) > end:
                         raise Transient(f"{what}: more bytes came than were asked for")
-                    os.pwrite(output.fd, data, at)
+                    output.write(data, at)
                     at += len(data)
                     watch.advance(len(data))
             finally:
@@ -199,6 +199,13 @@ class _Output:
             if self.fd < 0:
                 raise Stopped
             self._users += 1
+
+    def write(self, data: bytes, at: int) -> None:
+        """Write all of `data`: a disk that fills up takes a part of it first, without an error."""
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(self.fd, rest, at)
+            rest, at = rest[written:], at + written
 
     def __exit__(self, *error: object) -> None:
         with self._lock:

@@ -15,7 +15,7 @@ MEMORY = "memory"
 ACCEPTED_URIS = "s3://bucket/prefix, hf://owner/name[@revision] or demo"
 # Bucket names and aliases: Amazon S3 User Guide, "General purpose bucket naming rules".
 _S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f?#]*)?")
-_HUB_URI = re.compile(r"hf://[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_HUB_URI = re.compile(r"hf://\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
 
 
 class Settings(NamedTuple):

@@ -34,7 +34,7 @@ class HubServer(ThreadingHTTPServer):
         self.repo = repo
         self.token = token
         self.cdn = self.address
-        """Where LFS files are redirected to; a proxy's address puts the proxy between."""
+        """Where LFS files are redirected to: another origin than the Hub's."""
 
     @property
     def address(self) -> str:

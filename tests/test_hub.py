@@ -236,6 +236,11 @@ def test_offline_nothing_is_asked_and_the_local_cache_is_used(
     assert hub.hub.log == []
 
 
+def test_a_server_that_is_no_hub_is_told_at_once(hub: Local, tmp_path: Path) -> None:
+    hub.hub.spoil("HEAD", "config.json", status(200), times=99)
+    assert "check HF_ENDPOINT" in hub.fetch(tmp_path / "root").error
+
+
 def test_the_clients_warnings_hold_no_signature(hub: Local, repo: Path, tmp_path: Path) -> None:
     hub.cdn.spoil("GET", WEIGHTS, truncate(5000))
     done = hub.fetch(tmp_path / "root", HF_HUB_VERBOSITY="debug")
