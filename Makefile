@@ -20,11 +20,11 @@ help:
 	@echo 'make run             GPT-2 answers an API Gateway event with the demo model'
 	@echo 'make serve           the same over HTTP on 127.0.0.1:8080'
 	@echo 'make test            the quick test suite'
-	@echo 'make test-slow       fuzzing with many more examples'
+	@echo 'make test-slow       fuzzing with many more examples, killed downloads, races'
 	@echo 'make test-reference  against transformers and torch'
 	@echo 'make check           formatting, lint and types, read-only'
 	@echo 'make lint            repairs what make check finds'
-	@echo 'make bench           cold start and decode against transformers'
+	@echo 'make bench           cold start, decode and download against their peers'
 	@echo 'make demo            train the demo model again, in its place (an hour)'
 	@echo 'make lock            resolve the hashed requirement files again'
 	@echo 'make clean           remove what the other targets made'
@@ -56,6 +56,7 @@ lint: $(DEV)
 bench: $(BENCH)
 	.venv-bench/bin/python bench/cold_start.py
 	.venv-bench/bin/python bench/decode.py
+	.venv-bench/bin/python bench/download.py
 	.venv-bench/bin/python bench/imports.py
 
 demo: $(REFERENCE)

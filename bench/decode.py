@@ -8,7 +8,6 @@ Writes bench/results/decode.json.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -16,21 +15,19 @@ from time import perf_counter
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from bench.measure import MODELS, keep
 from bench.random_model import make
 from gpt2core import Engine
 from gpt2core.model import KVCache, decode, prefill
-
-RESULTS = ROOT / "bench" / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Decode against bare products.")
     parser.add_argument("--tokens", type=int, default=40)
     args = parser.parse_args()
-    engine = Engine.open(make(ROOT / "bench" / "models" / "gpt2-aligned", aligned=True))
+    engine = Engine.open(make(MODELS / "gpt2-aligned", aligned=True))
     weights, config = engine._weights, engine.config
     matrices = [
         affine.weight
@@ -63,8 +60,7 @@ def main() -> None:
         f"a token {report['token_ms']} ms, bare products {report['bare_products_ms']} ms,"
         f" ratio {report['ratio']} (quartiles {report['ratio_quartiles']})"
     )
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "decode.json").write_text(json.dumps(report, indent=2) + "\n")
+    keep("decode", report)
 
 
 if __name__ == "__main__":

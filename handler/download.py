@@ -187,6 +187,7 @@ class _Download:
             self._done.set()
 
     def _download(self) -> Published:
+        threading.Thread(target=_import_engine, daemon=True).start()
         place = self._place = self._make_place()
         try:
             files, manifest = self._plan(place)
@@ -377,6 +378,14 @@ class _Download:
         if error.errno in _READ_ONLY:
             return NotWritable(f"{where} cannot be written ({error.strerror}): mount it writable")
         return NotWritable(f"{where}: {error.strerror or type(error).__name__}")
+
+
+def _import_engine() -> None:
+    """What opens the model takes 100 ms to import: meanwhile the bytes arrive."""
+    from importlib import import_module
+
+    for name in ("gpt2core.engine", "tokenizers"):
+        import_module(name)
 
 
 def _remote(uri: str) -> Remote:

@@ -92,6 +92,7 @@ class Hasher:
     def __init__(self, file: RemoteFile) -> None:
         self._file = file
         self._size = 0
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._sha256 = sha256()
         self._others = {
             name: {"sha1": sha1, "git": sha1, "md5": md5}[name](usedforsecurity=False)
@@ -113,9 +114,9 @@ class Hasher:
     def read(self, fd: int, end: int) -> None:
         """Take in the bytes of an open file from where we are up to `end`, or to the file's end."""
         while self._size < end and (
-            data := os.pread(fd, min(READ_BYTES, end - self._size), self._size)
+            count := os.preadv(fd, [self._buffer[: end - self._size]], self._size)
         ):
-            self.update(data)
+            self.update(self._buffer[:count])
 
     def finish(self) -> str:
         """The SHA-256 of all bytes.

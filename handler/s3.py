@@ -21,6 +21,7 @@ from handler.remote import READ_BYTES, Hasher, RemoteFile, Transient, persist
 # One connection to S3 gives some 90 MB/s and a sandbox takes 78: several make up for slow ones.
 CONNECTIONS = 8
 PART_BYTES = 16 << 20  # a request costs 2 ms of our own; parts are what a failure repeats
+FLUSH_BYTES = 64 << 20
 CONNECT_TIMEOUT_S = 5
 STALL_S = 10  # without a byte
 
@@ -48,7 +49,9 @@ class S3:
         if self._may_list and self._listed is None:
             try:
                 self._listed = self._list()
-            except AccessDenied:
+            except AccessDenied as error:
+                if error.param:  # there are no credentials at all
+                    raise
                 self._may_list = False
         if self._listed is not None:
             return {name: self._listed[name] for name in names if name in self._listed}
@@ -89,6 +92,7 @@ class S3:
                 lambda part: self._fetch_part(file, *part, output, watch), parts, CONNECTIONS
             ):
                 hasher.read(output.fd, end)
+                output.flush_ahead(end)
         return hasher.finish()
 
     def _fetch_part(
@@ -192,6 +196,7 @@ class _Output:
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._users = 0
+        self._flushing = 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
@@ -199,6 +204,19 @@ class _Output:
             if self.fd < 0:
                 raise Stopped
             self._users += 1
+
+    def flush_ahead(self, end: int) -> None:
+        """Begin to bring to the disk what there is, so that the last flush has little to do."""
+        if end - self._flushing >= FLUSH_BYTES:
+            self._flushing = end
+            threading.Thread(target=self._flush, daemon=True).start()
+
+    def _flush(self) -> None:
+        try:
+            with self:
+                os.fdatasync(self.fd)
+        except (OSError, Stopped):  # the last flush will say it
+            return
 
     def write(self, data: bytes, at: int) -> None:
         """Write all of `data`: a disk that fills up takes a part of it first, without an error."""
@@ -283,7 +301,8 @@ def _broken(what: str, error: Exception) -> Exception:
     if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
         return AccessDenied(
             f"{what}: there are no AWS credentials ({kind}): give the function a role, or set"
-            " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            param="AWS_ACCESS_KEY_ID",
         )
     if isinstance(
         error,

@@ -3,6 +3,8 @@
 The client reads its settings when it is imported, so each test is a `python -m handler fetch`.
 """
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -27,9 +29,11 @@ class Local:
         self.server, self.hub, self.cdn, self.home = server, hub, cdn, home
         server.cdn = cdn.url.removeprefix("http://")
 
-    def fetch(self, root: Path, uri: str = "hf://owner/name", **environ: str) -> "Result":
+    def fetch(
+        self, root: Path, uri: str = "hf://owner/name", *options: str, **environ: str
+    ) -> "Result":
         done = subprocess.run(
-            [sys.executable, "-m", "handler", "fetch", uri, str(root)],
+            [sys.executable, "-m", "handler", "fetch", uri, str(root), *options],
             capture_output=True,
             text=True,
             timeout=100,
@@ -234,6 +238,41 @@ def test_offline_nothing_is_asked_and_the_local_cache_is_used(
     hub.hub.log.clear()
     assert hub.fetch(tmp_path / "root", HF_HUB_OFFLINE="1").holds(repo, *NOT_NEEDED)
     assert hub.hub.log == []
+
+
+def test_a_pin_is_held_against_what_the_hub_promises_before_the_weights_are_fetched(
+    hub: Local, repo: Path, tmp_path: Path
+) -> None:
+    digest = hashlib.sha256((repo / WEIGHTS).read_bytes()).hexdigest()
+    good = hub.fetch(tmp_path / "good", "hf://owner/name", "--sha256", digest)
+    assert good.holds(repo, *NOT_NEEDED)
+    hub.cdn.log.clear()
+    bad = hub.fetch(tmp_path / "bad", "hf://owner/name", "--sha256", "0" * 64)
+    assert f"has the SHA-256 {digest}" in bad.error
+    assert hub.cdn.log == []
+
+
+def test_a_cold_start_keeps_the_clients_files_below_the_cache_and_out_of_home(
+    hub: Local, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "handler", "invoke", "events/direct-generate.json"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=ROOT,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path / "home"),
+            "HF_ENDPOINT": hub.hub.url,
+            "GPT2_MODEL_DIR": str(tmp_path / "none"),
+            "GPT2_MODEL_URI": "hf://owner/name",
+            "GPT2_CACHE_DIR": str(tmp_path / "cache"),
+        },
+    )
+    assert json.loads(done.stdout)["model_source"] == "hub", done.stderr
+    assert not (tmp_path / "home").exists()
+    assert {path.name for path in (tmp_path / "cache").iterdir()} <= {"models", "huggingface"}
 
 
 def test_a_server_that_is_no_hub_is_told_at_once(hub: Local, tmp_path: Path) -> None:

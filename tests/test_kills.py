@@ -78,7 +78,7 @@ def kill_and_recover(
     seed: int,
     hub: HubServer | None = None,
 ) -> None:
-    """One download killed at an offset that the seed gives, then one cold start that must answer."""
+    """One download killed at an offset that the seed gives, then a cold start that must answer."""
     draw = random.Random(seed)
     cache = tmp_path / str(seed)
     root = Path(cache_path(Settings(cache_dir=str(cache)), uri))

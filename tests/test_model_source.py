@@ -1,3 +1,5 @@
+import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -5,6 +7,7 @@ from typing import Any
 import pytest
 
 from gpt2core.errors import GPT2Error
+from gpt2core.manifest import MANIFEST_FILE, FileDigest, manifest_bytes
 from handler import model_source
 from handler.errors import ModelUnavailable
 from handler.model_source import DEMO_DIR, ModelSource, cache_path, candidates
@@ -101,8 +104,6 @@ def test_current_that_leads_elsewhere_is_refused(
 
 
 def test_a_pinned_digest_must_match_the_weights(volume: Path) -> None:
-    import hashlib
-
     digest = hashlib.sha256((volume / "model.safetensors").read_bytes()).hexdigest()
     assert locate(named(volume, model_sha256=digest)).origin == "volume"
     with pytest.raises(ModelUnavailable, match=digest) as caught:
@@ -122,3 +123,44 @@ def test_a_code_directory_without_the_demo_says_so(
     monkeypatch.setattr(model_source, "DEMO_DIR", str(tmp_path / "demo"))
     with pytest.raises(ModelUnavailable, match="demo model is not at"):
         locate(Settings(model_dir=str(tmp_path)))
+
+
+def with_manifest(folder: Path) -> bytes:
+    """Write the manifest of a model directory; returns its bytes."""
+    files = {
+        path.name: FileDigest(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in folder.iterdir()
+    }
+    raw = manifest_bytes(files, "tests")
+    (folder / MANIFEST_FILE).write_bytes(raw)
+    return raw
+
+
+def test_a_volume_that_is_not_what_its_manifest_says_is_refused(volume: Path) -> None:
+    with_manifest(volume)
+    assert locate(named(volume)).origin == "volume"
+    os.truncate(volume / "model.safetensors", 1000)
+    with pytest.raises(ModelUnavailable, match=r"model\.safetensors: has 1000 bytes"):
+        locate(named(volume))
+
+
+def test_a_symbolic_link_in_a_published_directory_is_refused(volume: Path, tmp_path: Path) -> None:
+    with_manifest(volume)
+    (volume / "tokenizer.json").rename(tmp_path / "elsewhere")
+    (volume / "tokenizer.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelUnavailable, match=r"tokenizer\.json: is no regular file"):
+        locate(named(volume))
+
+
+def test_with_a_manifest_a_pin_needs_no_read_of_the_weights(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = with_manifest(volume)
+    weights = hashlib.sha256((volume / "model.safetensors").read_bytes()).hexdigest()
+    monkeypatch.delattr(hashlib, "file_digest")
+    assert locate(named(volume, model_sha256=weights)).origin == "volume"
+    digest = hashlib.sha256(manifest).hexdigest()
+    assert locate(named(volume, model_sha256=digest)).origin == "volume"
+    with pytest.raises(ModelUnavailable, match=digest) as caught:
+        locate(named(volume, model_sha256="0" * 64))
+    assert caught.value.param == "GPT2_MODEL_SHA256"

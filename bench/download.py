@@ -1,0 +1,67 @@
+"""Download, verification and open of a 548 MB model against `aws s3 cp` of its weights.
+
+    make bench      or      python bench/download.py [--runs 7]
+
+Both are whole processes and fetch from a loopback server that answers HEAD and ranged GET by
+`sendfile` (`s3_server.py`), in turn, into an empty directory. `aws s3 cp` writes one file and
+checks nothing; ours also fetches configuration and tokenizer, takes the SHA-256 of every byte,
+brings all to the disk (fsync), opens the model and publishes it. Writes
+bench/results/download.json.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.measure import MODELS, ROOT, compared, in_turn, keep
+from bench.random_model import make
+
+AWS = "aws s3 cp"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Download against aws s3 cp.")
+    parser.add_argument("--runs", type=int, default=7)
+    args = parser.parse_args()
+    model = make(MODELS / "gpt2-aligned", aligned=True)
+    target = MODELS / "download"
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "bench" / "s3_server.py"), str(model)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout
+    environ = {
+        "PATH": os.environ["PATH"],
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{int(server.stdout.readline())}",
+        "AWS_ACCESS_KEY_ID": "none",
+        "AWS_SECRET_ACCESS_KEY": "none",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    aws = str(Path(sys.executable).parent / "aws")
+    commands = {
+        AWS: [aws, "s3", "cp", "s3://bench/model.safetensors", str(target / "model.safetensors")],
+        "ours, fetch": [sys.executable, "-m", "handler", "fetch", "s3://bench", str(target)],
+    }
+
+    def empty() -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        os.sync()  # what one run leaves to be written is not the next one's to wait for
+
+    try:
+        times = in_turn(commands, args.runs, environ, empty)
+    finally:
+        server.terminate()
+        server.wait()
+        shutil.rmtree(target, ignore_errors=True)
+    keep("download", compared(times, AWS))
+
+
+if __name__ == "__main__":
+    main()
