@@ -1,4 +1,4 @@
-"""The core's command line: `python -m gpt2core generate PROMPT`."""
+"""The core's command line: `python -m gpt2core generate PROMPT | pack SRC DST`."""
 
 import argparse
 import os
@@ -24,13 +24,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     generate.add_argument(
         "--model", default=DEMO, metavar="DIR", help="model directory (default: the demo)"
     )
+    pack = commands.add_parser(
+        "pack", help="make a model directory that opens faster: packed weights, compiled tokenizer"
+    )
+    pack.add_argument("src", metavar="SRC", help="model directory in Hugging Face layout")
+    pack.add_argument("dst", metavar="DST", help="directory to write, made if it is not there")
+    pack.add_argument("--precision", choices=("f32", "bf16", "int8"), default="f32")
     args = parser.parse_args(argv)
     try:
+        if args.command == "pack":
+            return _pack(args.src, args.dst, args.precision)
         return _generate(args.prompt, args.max_new_tokens, args.model)
     except GPT2Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (OSError, UnicodeEncodeError) as error:
+        if args.command == "pack":
+            print(f"error: {args.dst} cannot be written ({error})", file=sys.stderr)
+            return 1
         # The interpreter flushes stdout once more when it ends; that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # the reader left, as `head` does
@@ -50,6 +61,30 @@ def _generate(prompt: str, max_new_tokens: int, model: str) -> int:
         if isinstance(item, Token):
             print(item.text, end="", flush=True)
     print()
+    return 0
+
+
+def _pack(src: str, dst: str, precision: str) -> int:
+    from gpt2core.pack import pack
+
+    bar = None
+    if sys.stderr.isatty():
+        from tqdm import tqdm  # comes with huggingface_hub
+
+        bar = tqdm(desc=dst, unit="B", unit_scale=True, leave=False, dynamic_ncols=True)
+
+    def show(done: int, total: int) -> None:
+        if bar is not None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+    packed = pack(src, dst, precision, show)
+    if bar is not None:
+        bar.close()
+    if packed.tokenizer_problem:
+        print(f"the tokenizer is copied: it {packed.tokenizer_problem}", file=sys.stderr)
+    size = sum(file.size for file in packed.files.values())
+    print(f"{dst}: {size / 1e6:.1f} MB, manifest {packed.digest}", file=sys.stderr)
     return 0
 
 

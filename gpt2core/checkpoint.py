@@ -49,6 +49,9 @@ class Tensor(NamedTuple):
     data: np.ndarray[Any, Any]
     """Read-only view, shaped; BF16 as uint16. Not aligned where the file is not."""
     file: str
+    scale: np.ndarray[Any, Any] | None = None
+    """Of quantized integers: float32, one for each group along `axis` (see `packed`)."""
+    axis: int = 0
 
 
 class _Span(NamedTuple):
@@ -61,6 +64,17 @@ class _Span(NamedTuple):
 
 def open_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Map one safetensors file; tensors by name, in the order they are stored.
+
+    Raises:
+        CheckpointError: as `open_with_metadata`.
+    """
+    return open_with_metadata(path)[0]
+
+
+def open_with_metadata(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Map one safetensors file; its tensors as `open_safetensors` gives them, and `__metadata__`.
 
     Raises:
         CheckpointError: the file is missing, unreadable, or breaks the format in any way.
@@ -86,7 +100,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise CheckpointError(
             f"declares a header of {length} bytes but ends after {size}: truncated?", file=path
         )
-    spans = _parse_header(mapping[8:start], size - start, path)
+    spans, metadata = _parse_header(mapping[8:start], size - start, path)
     tensors = {}
     for span in spans:
         dtype = _DTYPES[span.dtype]
@@ -97,7 +111,7 @@ def open_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             else np.empty(0, dtype)
         )
         tensors[span.name] = Tensor(span.dtype, flat.reshape(span.shape), path)
-    return tensors
+    return tensors, metadata
 
 
 def open_checkpoint(model_dir: str | os.PathLike[str], config: GPT2Config) -> dict[str, Tensor]:
@@ -156,8 +170,8 @@ def expected_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _parse_header(raw: bytes, data_bytes: int, file: str) -> list[_Span]:
-    """Check a header against the `data_bytes` that follow it; spans in file order."""
+def _parse_header(raw: bytes, data_bytes: int, file: str) -> tuple[list[_Span], dict[str, str]]:
+    """Check a header against the `data_bytes` that follow it; spans in file order, metadata."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -194,7 +208,7 @@ def _parse_header(raw: bytes, data_bytes: int, file: str) -> list[_Span]:
         raise CheckpointError(
             f"the tensors end at byte {at} of {data_bytes}: trailing bytes", file=file
         )
-    return spans
+    return spans, metadata
 
 
 def _refuse_constant(name: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gpt2core import generate as generation
-from gpt2core.checkpoint import open_checkpoint
+from gpt2core.checkpoint import INDEX_FILE, SINGLE_FILE, Tensor, open_checkpoint
 from gpt2core.config import GPT2Config
 from gpt2core.errors import (
     InvalidArgument,
@@ -18,10 +18,11 @@ from gpt2core.errors import (
 from gpt2core.generate import Generation, Token
 from gpt2core.kernels import Float32, set_threads
 from gpt2core.model import all_logits
+from gpt2core.packed import PACKED_FILE, PRECISIONS, open_packed
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.weights import Weights
 
-PRECISIONS = ("auto", "f32")
+RAW_FILES = (SINGLE_FILE, INDEX_FILE)
 
 
 class Engine:
@@ -42,27 +43,22 @@ class Engine:
     ) -> "Engine":
         """Map a Hugging Face model directory. Reads headers and configuration; no weight is read.
 
-        `precision`: what to compute in; "auto" and "f32" are float32. `threads`: how many NumPy's
-        OpenBLAS uses, for the whole process; None leaves it as it is, and it is without effect
-        under another BLAS.
+        `precision`: "auto" takes what the directory's packed file holds, else f32 from the raw
+        files; "f32", "bf16" and "int8" ask for one and fail where it cannot be had. `threads`: how
+        many NumPy's OpenBLAS uses, for the whole process; None leaves it as it is, and it is
+        without effect under another BLAS.
 
         Raises:
-            InvalidArgument: an unknown precision, or less than one thread.
+            InvalidArgument: a precision that the directory does not hold, or less than one thread.
             ModelError: `ConfigError` or `CheckpointError`, naming file and field or tensor.
         """
-        if precision not in PRECISIONS:
-            raise InvalidArgument(
-                f"precision {precision!r} cannot be had from {os.fspath(model_dir)}: it gives"
-                f" {' or '.join(PRECISIONS)}",
-                param="precision",
-            )
         if threads is not None and (type(threads) is not int or threads < 1):
             raise InvalidArgument(f"threads is {threads!r}, not a number from 1", param="threads")
         path = os.fspath(model_dir)
         if not os.path.isdir(path):
             raise ModelError("no such model directory", file=path)
-        config = GPT2Config.from_file(os.path.join(path, "config.json"))
-        weights = Weights(open_checkpoint(path, config), config)
+        config, tensors = _open_weights(path, precision)
+        weights = Weights(tensors, config)
         if threads is not None:
             set_threads(threads)
         return cls(path, config, weights)
@@ -218,6 +214,33 @@ class Engine:
                 param="prompt",
             )
         return [config.bos_token_id]
+
+
+def _open_weights(path: str, precision: str) -> tuple[GPT2Config, dict[str, Tensor]]:
+    """Configuration and tensors from the packed file where it matches, else from the raw ones."""
+    if precision != "auto" and precision not in PRECISIONS:
+        raise InvalidArgument(
+            f"precision {precision!r} is not one of auto, {', '.join(PRECISIONS)}",
+            param="precision",
+        )
+    packed = os.path.join(path, PACKED_FILE)
+    config_file = os.path.join(path, "config.json")
+    has_raw = any(os.path.exists(os.path.join(path, name)) for name in RAW_FILES)
+    held = "f32"
+    if os.path.exists(packed):
+        config, held, tensors = open_packed(packed)
+        same = not os.path.exists(config_file) or GPT2Config.from_file(config_file) == config
+        if same and precision in ("auto", held):
+            return config, tensors
+        if not same and not has_raw:
+            raise ModelError("describes another model than config.json", file=packed)
+    if (has_raw or not os.path.exists(packed)) and precision in ("auto", "f32"):
+        config = GPT2Config.from_file(config_file)
+        return config, open_checkpoint(path, config)
+    raise InvalidArgument(
+        f"precision {precision!r} cannot be had from {path}, which holds {held}: pack it again",
+        param="precision",
+    )
 
 
 def _check_count(max_new_tokens: int) -> None:

@@ -1,8 +1,9 @@
 """The tensors of a checkpoint as float32 arrays, each made ready when it is first used.
 
-An aligned F32 tensor is the view on the file itself and costs nothing. F16 and BF16 are widened,
-and F32 that stands at an odd offset is copied (NumPy copies a misaligned operand on *every*
-product, and the header of the published gpt2 ends at byte 14,291): layer by layer, once, kept.
+An aligned F32 tensor is the view on the file itself and costs nothing. F16, BF16 and quantized
+integers are widened, and F32 that stands at an odd offset is copied (NumPy copies a misaligned
+operand on *every* product, and the header of the published gpt2 ends at byte 14,291): layer by
+layer, once, kept.
 """
 
 from _thread import allocate_lock, start_new_thread
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from gpt2core.checkpoint import Tensor
 from gpt2core.config import GPT2Config
+from gpt2core.packed import GROUP
 
 Float32 = NDArray[np.float32]
 
@@ -52,7 +54,7 @@ class Weights:
 
     def __init__(self, tensors: dict[str, Tensor], config: GPT2Config) -> None:
         self._tensors = tensors
-        self._tie = config.tie_word_embeddings
+        self._config = config
         self._head = ""  # the name of the output embeddings, once somebody has asked
         self._blocks: list[Block | None] = [None] * config.n_layer
         self._arrays: dict[str, Float32] = {}
@@ -101,8 +103,8 @@ class Weights:
     def lm_head(self) -> Float32:
         """Output embeddings [vocab_size, n_embd]; the token embeddings where they are tied."""
         if not self._head:
-            tied = self._tie and not _differ(self._tensors)
-            self._head = "wte.weight" if tied else "lm_head.weight"
+            own = has_own_head(self._tensors, self._config)
+            self._head = "lm_head.weight" if own else "wte.weight"
         return self._kept(self._head)
 
     def _widen_backwards(self) -> None:
@@ -128,6 +130,11 @@ class Weights:
         return array
 
 
+def has_own_head(tensors: dict[str, Tensor], config: GPT2Config) -> bool:
+    """Whether the output embeddings are a matrix of their own and not the token embeddings."""
+    return not config.tie_word_embeddings or _differ(tensors)
+
+
 def _differ(tensors: dict[str, Tensor]) -> bool:
     """Whether a stored `lm_head` is another matrix than the token embeddings.
 
@@ -149,8 +156,23 @@ def _needs_copy(tensor: Tensor) -> bool:
     return tensor.dtype != "F32" or not tensor.data.flags.aligned
 
 
+def _dequantized(tensor: Tensor, rows: Any) -> Float32:
+    """`rows` of a quantized matrix: every integer times its group's scale."""
+    assert tensor.scale is not None
+    integers: NDArray[Any] = tensor.data[rows]
+    # Groups lie along the input axis; only embeddings, whose axis is the last, give away rows.
+    scale = tensor.scale[rows] if tensor.axis else tensor.scale
+    length = integers.shape[tensor.axis]
+    spread = np.repeat(scale, GROUP, axis=tensor.axis)
+    whole = spread[:, :length] if tensor.axis else spread[:length]
+    product: Float32 = np.multiply(integers, whole, dtype=np.float32)
+    return product
+
+
 def _float32(tensor: Tensor, rows: Any) -> Float32:
     """`rows` of a tensor as new, aligned float32."""
+    if tensor.dtype == "I8":
+        return _dequantized(tensor, rows)
     data: NDArray[Any] = tensor.data
     if not data.flags.aligned and rows is ...:
         # As bytes, because NumPy moves misaligned numbers one by one.

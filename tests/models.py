@@ -83,7 +83,7 @@ def write_model(
 
 def byte_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> Tokenizer:
     """Byte-level BPE where token b is byte b, then the merges, last the end-of-text mark."""
-    from gpt2core.tokenizer import byte_alphabet
+    from gpt2core.tokenizer_json import byte_alphabet
 
     vocab = dict(byte_alphabet())
     for left, right in merges:
