@@ -17,8 +17,9 @@ from gpt2core.errors import ModelError
 MANIFEST_FILE = "gpt2.manifest.json"
 VERSION = 1
 MAX_BYTES = 1 << 20
-# The files whose digest stands for the weights, if there is only one of them.
+# The files whose digest may stand for the whole, where no other holds weights.
 WEIGHTS_FILES = ("packed.safetensors", "model.safetensors")
+TOKENIZER_FILE = "tokenizer.safetensors"
 _NAME_CHARACTERS = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 )  # fmt: skip
@@ -50,9 +51,11 @@ class Manifest(NamedTuple):
         return sha256(self.raw).hexdigest()
 
     def is_pinned_by(self, digest: str) -> bool:
-        """Whether `digest` is that of the manifest, or of the weights file it lists."""
-        weights = (self.files[name].sha256 for name in WEIGHTS_FILES if name in self.files)
-        return digest in weights or digest == self.digest
+        """Whether `digest` is that of the manifest, or of the only weights file it lists."""
+        weights = [n for n in self.files if n.endswith(".safetensors") and n != TOKENIZER_FILE]
+        if len(weights) == 1 and weights[0] in WEIGHTS_FILES:
+            return digest in (self.files[weights[0]].sha256, self.digest)
+        return digest == self.digest
 
 
 def is_plain_name(name: object) -> bool:

@@ -134,10 +134,10 @@ _URIS = "s3://bucket/prefix or hf://owner/name[@revision]"
 
 
 def _uri(text: str) -> str:
-    from handler.settings import is_remote
+    from handler.settings import is_remote, without_secrets
 
     if not is_remote(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {_URIS}")
+        raise argparse.ArgumentTypeError(f"{without_secrets(text)!r} is not {_URIS}")
     return text
 
 

@@ -83,6 +83,9 @@ class Place(Protocol):
     def keep(self, file: RemoteFile, path: str, digest: str) -> None:
         """Make a verified file part of the model."""
 
+    def reject(self) -> None:
+        """Remove what the model was made of."""
+
     def publish(self, manifest: bytes) -> str:
         """Make the model available; its path."""
 
@@ -163,8 +166,8 @@ class _Download:
         finally:
             watch.stop()
             worker.join(0.1)
-            if worker.is_alive() and self._place:  # a server holds it, and we may be about to exit
-                self._place.close()
+            if worker.is_alive() and self._place and not watch.committed:
+                self._place.close()  # a server holds the worker, and we may be about to exit
             shown.close(watch, finished=isinstance(self._result, Published))
         if self._result is None:
             raise self._too_late()
@@ -199,9 +202,13 @@ class _Download:
             sizes = {f.name: FileDigest(f.size, digests[f.name]) for f in files}
             raw = manifest.raw if manifest else manifest_bytes(sizes, source)
             made = parse_manifest(raw)
-            self._check_pin(made)
-            self._open(place.model_dir)
-            self._watch.check()
+            try:
+                self._check_pin(made)
+                self._open(place.model_dir)
+            except ModelUnavailable:
+                place.reject()
+                raise
+            self._watch.commit()
             path = place.publish(raw)
             return Published(path, made.digest, sum(f.size for f in files), fetched=True)
         finally:
@@ -286,11 +293,18 @@ class _Download:
         return {name: digest for name, digest in digests.items() if digest}
 
     def _fetch(self, file: RemoteFile, place: Place) -> str:
-        """One file, verified and kept; fetched once more if its bytes are wrong."""
+        """One file, verified and kept."""
+        path, digest = self._fetch_twice(file, place)
+        self._watch.check()
+        place.keep(file, path, digest)
+        return digest
+
+    def _fetch_twice(self, file: RemoteFile, place: Place) -> tuple[str, str]:
+        """Path and digest of one file, fetched once more if its bytes are wrong."""
         for last in (False, True):
             path = place.path_for(file)
             try:
-                digest = self._fetch_to(path, file)
+                return path, self._fetch_to(path, file)
             except DigestMismatch as error:
                 self._watch.failed(error.message)
                 if last:
@@ -298,10 +312,6 @@ class _Download:
                         f"{self._uri}: {error.message}, in two downloads: both were removed"
                     ) from None
                 self._watch.advance(-file.size)
-                continue
-            self._watch.check()
-            place.keep(file, path, digest)
-            return digest
         raise AssertionError("the second attempt returns or raises")
 
     def _fetch_to(self, path: str, file: RemoteFile) -> str:
@@ -322,8 +332,7 @@ class _Download:
         """A small file's bytes."""
         if file.size > 16 * MAX_BYTES:
             raise ModelNotFound(f"{self._uri}: {file.name} has {file.size} bytes, too many")
-        path = place.path_for(file)
-        digest = self._fetch_to(path, file)
+        path, digest = self._fetch_twice(file, place)
         with open(path, "rb") as opened:
             content = opened.read()
         if keep:

@@ -210,6 +210,8 @@ class _Follower:
         """Count `count` more bytes and hash those that can be read."""
         self._counted += count
         self._watch.advance(count)
+        if count < 0:  # the client begins the file again
+            self._hasher = Hasher(self._file)
         if self._fd < 0:
             self._fd = _open_incomplete(self._folder)
         if self._fd >= 0:

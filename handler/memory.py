@@ -58,6 +58,9 @@ class MemoryStaging:
         """Make a verified file part of the model."""
         os.rename(path, os.path.join(self.model_dir, file.name))
 
+    def reject(self) -> None:
+        """Nothing outlives it anyway."""
+
     def publish(self, manifest: bytes) -> str:  # noqa: ARG002 (as on disk)
         """The model directory, from now on to stay."""
         self._published = True

@@ -128,8 +128,11 @@ def _remote(
     if cached:
         yield ModelSource(cached, uri, "cache")
         # Asked for more: it was verified when it came, and does not open now.
-        from handler.staging import discard
+        from handler.staging import discard, is_damaged
 
+        if not is_damaged(cached):  # mended by another process, or this one lacks memory
+            yield ModelSource(cached, uri, "cache")
+            return
         discard(root, cached)
     from handler import download  # threads, hashes, a client: only here
 
@@ -158,6 +161,10 @@ def _name(volume: str, found: str) -> str:
 
 
 def _set_hub_home(settings: Settings) -> None:
-    """Lambda's home directory is read-only, and the Hub's client keeps files below it."""
-    if settings.cache_dir != MEMORY:
+    """Give the Hub's client a home where there is none: Lambda's is read-only.
+
+    Elsewhere it keeps its own, with the token and the models that are there.
+    """
+    writable = os.access(os.path.expanduser("~"), os.W_OK)
+    if settings.cache_dir != MEMORY and ("AWS_LAMBDA_FUNCTION_NAME" in os.environ or not writable):
         os.environ.setdefault("HF_HOME", os.path.join(settings.cache_dir, "huggingface"))

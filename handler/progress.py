@@ -24,6 +24,8 @@ class Watch:
         self.failures = 0
         self.last_failure = ""
         """What went wrong last and was tried again."""
+        self.committed = False
+        """Whether publishing has begun."""
         self.began = perf_counter()
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -62,9 +64,20 @@ class Watch:
         self._over.wait(seconds)
         self.check()
 
+    def commit(self) -> None:
+        """Say that what comes now must not be interrupted.
+
+        Raises:
+            Stopped: the download is over, and nobody may publish it.
+        """
+        with self._lock:
+            self.check()
+            self.committed = True
+
     def stop(self) -> None:
         """Make every thread of the download end."""
-        self._over.set()
+        with self._lock:
+            self._over.set()
 
     @property
     def seconds(self) -> float:

@@ -25,8 +25,9 @@ FLUSH_BYTES = 64 << 20
 CONNECT_TIMEOUT_S = 5
 STALL_S = 10  # without a byte
 
-_DENIED = {"401", "403", "AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch",
-           "ExpiredToken", "InvalidToken", "AllAccessDisabled", "RequestTimeTooSkewed"}  # fmt: skip
+_REFUSED = {"401", "ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch",
+            "RequestTimeTooSkewed", "TokenRefreshRequired"}  # fmt: skip
+_DENIED = {"403", "AccessDenied", "Forbidden", "AllAccessDisabled"}
 _MISSING = {"404", "NoSuchKey", "NoSuchBucket", "NotFound", "NoSuchVersion"}
 _CHANGED = {"412", "PreconditionFailed", "416", "InvalidRange"}
 _TRANSIENT = {"408", "429", "SlowDown", "RequestTimeout", "Throttling", "ThrottlingException",
@@ -50,7 +51,7 @@ class S3:
             try:
                 self._listed = self._list()
             except AccessDenied as error:
-                if error.param:  # there are no credentials at all
+                if error.param:  # there are no credentials, or none that are valid
                     raise
                 self._may_list = False
         if self._listed is not None:
@@ -276,6 +277,11 @@ def _said(what: str, code: str, status: str) -> Exception:
         )
     if said & _MISSING:
         return ModelNotFound(f"{what} is not there ({reason})")
+    if said & _REFUSED:
+        return AccessDenied(
+            f"{what}: {reason}: the credentials are refused; renew or correct them",
+            param="AWS_ACCESS_KEY_ID",
+        )
     if said & _DENIED:
         return AccessDenied(
             f"{what}: {reason}: allow s3:GetObject there and s3:ListBucket on the bucket, and"

@@ -62,7 +62,7 @@ class Settings(NamedTuple):
         model_dir = text("GPT2_MODEL_DIR")
         model_uri = text("GPT2_MODEL_URI")
         if model_uri and model_uri != DEMO_URI and not is_remote(model_uri):
-            raise SettingsError("GPT2_MODEL_URI", model_uri, ACCEPTED_URIS)
+            raise SettingsError("GPT2_MODEL_URI", without_secrets(model_uri), ACCEPTED_URIS)
         digest = text("GPT2_MODEL_SHA256")
         if digest and (len(digest) != 64 or not all(c in "0123456789abcdefABCDEF" for c in digest)):
             raise SettingsError("GPT2_MODEL_SHA256", digest, "64 hexadecimal digits")
@@ -94,6 +94,13 @@ class Settings(NamedTuple):
 def is_remote(uri: str) -> bool:
     """Whether a URI names a model that can be downloaded."""
     return bool(_S3_URI.fullmatch(uri) or _HUB_URI.fullmatch(uri))
+
+
+def without_secrets(uri: str) -> str:
+    """A URI to be shown: a presigned address carries its signature in the query."""
+    scheme, mark, rest = uri.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return scheme + mark + host.rpartition("@")[2] + slash + path
 
 
 def _vcpus(environ: Mapping[str, str]) -> int:

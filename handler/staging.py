@@ -9,11 +9,12 @@ Nothing is locked: on network file systems a lock may be granted to everyone. Tw
 the same work twice; each has a directory of its own, and `rename` decides who was first.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
 import stat
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from typing import Final
 
 from gpt2core.errors import ModelError
@@ -41,6 +42,8 @@ class Staging:
         self._incoming = os.path.join(root, INCOMING)
         self._verified = os.path.join(self._incoming, VERIFIED)
         self._used: list[str] = []
+        self._unlinked: list[tuple[str, str]] = []
+        self._wanted: list[str] = []
         self._own = os.path.join(self._incoming, f"{_process()}.{secrets.token_hex(4)}")
         self.model_dir: Final = os.path.join(self._own, "model")
         """Where the files have their names; becomes the revision."""
@@ -57,18 +60,21 @@ class Staging:
     def adopt(self, file: RemoteFile) -> str | None:
         """Give the model a file that an earlier download verified; its SHA-256 if there is one."""
         prefix = f"{_key(file)}."
+        self._wanted.append(prefix)
         for name in _names(self._verified):
             source = os.path.join(self._verified, name)
             target = os.path.join(self.model_dir, file.name)
-            if name.startswith(prefix) and _is_file_of(source, file.size):
-                try:
-                    _link_or_move(source, target)
-                except (
-                    FileNotFoundError
-                ):  # another writer was quicker where links are not to be had
-                    continue
-                self._used.append(source)
-                return name[len(prefix) :]
+            digest = name[len(prefix) :]
+            if not name.startswith(prefix) or not _is_file_of(source, file.size):
+                continue
+            if file.digests.get("sha256", digest) != digest:
+                continue  # whole, and not what is promised now
+            try:
+                _link_or_move(source, target)
+            except FileNotFoundError:  # moved away by another writer, who has no hard links either
+                continue
+            self._used.append(source)
+            return digest
         return None
 
     def require(self, size: int) -> None:
@@ -78,6 +84,9 @@ class Staging:
             NoRoom: they do not.
         """
         room = os.statvfs(self.root)
+        if room.f_bavail * room.f_frsize < size + ROOM_TO_SPARE:
+            self._forget_other_versions()
+            room = os.statvfs(self.root)
         free = room.f_bavail * room.f_frsize
         if free >= size + ROOM_TO_SPARE:
             return
@@ -108,18 +117,23 @@ class Staging:
         """Make a verified file at `path_for(file)` part of the model, and of what outlives us."""
         _flush(path)
         verified = os.path.join(self._verified, f"{_key(file)}.{digest}")
-        try:
-            os.rename(path, verified)
-        except FileNotFoundError:  # a writer that finished found the folder empty
-            os.makedirs(self._verified, exist_ok=True)
-            os.rename(path, verified)
         target = os.path.join(self.model_dir, file.name)
-        try:
-            _link_or_move(verified, target)
-        except FileNotFoundError:  # taken by another writer, who needs the same one
-            if self.adopt(file) is None:
-                raise
+        os.rename(path, target)
         self._used.append(verified)
+        try:
+            # A writer that finished may have found the folder empty and removed it.
+            os.makedirs(self._verified, exist_ok=True)
+            os.link(target, verified)
+        except FileExistsError:
+            return
+        except OSError:  # no hard links here: `close` moves it back if nothing comes of the model
+            self._unlinked.append((target, verified))
+
+    def reject(self) -> None:
+        """Remove the files that this model was made of: all were verified, and it is none."""
+        for path in self._used:
+            _remove(path)
+        self._unlinked.clear()
 
     def publish(self, manifest: bytes) -> str:
         """Make the model current under its manifest's digest; the path of the revision.
@@ -154,18 +168,28 @@ class Staging:
         _write(current, f"{digest}\n".encode())
         os.replace(current, os.path.join(self.root, CURRENT))
         _flush(self.root)
+        self._unlinked.clear()
         for path in self._used:
             _remove(path)
         return revision
 
     def close(self) -> None:
         """Take away what is this writer's own. Does not raise."""
+        for target, verified in self._unlinked:
+            with contextlib.suppress(OSError):
+                os.rename(target, verified)
         shutil.rmtree(self._own, ignore_errors=True)
         for folder in (self._verified, self._incoming):
             try:
                 os.rmdir(folder)
             except OSError:  # others still have something there
                 continue
+
+    def _forget_other_versions(self) -> None:
+        """Remove verified files that are no part of this model as it is now."""
+        for name in _names(self._verified):
+            if not name.startswith(tuple(self._wanted)):
+                _remove(os.path.join(self._verified, name))
 
     def _sweep(self) -> None:
         """Remove what dead writers left: those of this machine at once, others by age.
@@ -198,8 +222,26 @@ def holds(model_dir: str, manifest: bytes) -> bool:
     return True
 
 
+def is_damaged(model_dir: str) -> bool:
+    """Whether any byte is not what the manifest says. Reads all of them."""
+    try:
+        manifest = read_manifest(model_dir)
+        if manifest is None:
+            return False
+        check_sizes(model_dir, manifest)
+        for name, entry in manifest.files.items():
+            with open(os.path.join(model_dir, name), "rb") as file:
+                if file_digest(file, "sha256").hexdigest() != entry.sha256:
+                    return True
+    except ModelError:
+        return True
+    except OSError:  # not the file's fault
+        return False
+    return False
+
+
 def discard(root: str, revision: str) -> None:
-    """Take a revision that turned out broken out of a cache, so that it is fetched again.
+    """Take a damaged revision out of a cache, so that it is fetched again.
 
     Does not raise: what cannot be removed is not used either.
     """

@@ -199,6 +199,25 @@ def test_a_cached_copy_that_was_damaged_in_place_is_fetched_again(
     assert (reply["generated_text"], reply["model_source"]) == (expected, "s3")
 
 
+def test_a_cached_copy_that_is_whole_is_kept_when_it_cannot_be_opened_for_once(
+    uri: str, proxy: FaultProxy, tmp_path: Path, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt2core import checkpoint
+
+    function_for(uri, tmp_path).invoke(PROMPT)
+    proxy.log.clear()
+    with monkeypatch.context() as patch:
+
+        def no_memory(*args: object, **options: object) -> None:
+            raise OSError(12, "Cannot allocate memory")
+
+        patch.setattr(checkpoint.mmap, "mmap", no_memory)
+        error = function_for(uri, tmp_path).invoke(PROMPT)["error"]
+        assert error["type"] == "CheckpointError"
+    assert proxy.log == []
+    assert function_for(uri, tmp_path).invoke(PROMPT)["model_source"] == "cache"
+
+
 def test_a_cached_copy_must_have_the_pinned_digest(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:

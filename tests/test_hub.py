@@ -17,7 +17,17 @@ from gpt2core.manifest import MANIFEST_FILE, read_manifest
 from tests.conftest import ROOT
 from tests.hub_server import COMMIT, SECRET, TOKEN, HubServer
 from tests.models import write_model
-from tests.proxy import FaultProxy, corrupt, ignore_range, reset, stall, status, truncate
+from tests.proxy import (
+    Answer,
+    FaultProxy,
+    Handler,
+    corrupt,
+    ignore_range,
+    reset,
+    stall,
+    status,
+    truncate,
+)
 
 WEIGHTS = "model.safetensors"
 
@@ -195,6 +205,50 @@ def test_a_resumed_file_may_come_whole(hub: Local, repo: Path, tmp_path: Path) -
     hub.cdn.spoil("GET", WEIGHTS, truncate(5000))
     hub.cdn.spoil("GET", WEIGHTS, ignore_range())
     assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
+
+
+def test_a_file_that_begins_again_is_hashed_again(hub: Local, repo: Path, tmp_path: Path) -> None:
+    """The client writes in chunks of 10 MB: smaller ones make it resume a small file."""
+    ranges = []
+
+    def whole_and_wrong(handler: Handler, answer: Answer) -> None:
+        ranges.append(handler.headers["Range"])
+        whole = handler.upstream(b"", {})
+        wrong = bytearray(whole.body)
+        wrong[3000] ^= 1
+        handler.send(Answer(200, whole.headers, bytes(wrong)))
+
+    hub.cdn.spoil("GET", WEIGHTS, truncate(50_000))
+    hub.cdn.spoil("GET", WEIGHTS, whole_and_wrong)
+    code = (
+        "import sys, huggingface_hub.constants as constants\n"
+        "constants.DOWNLOAD_CHUNK_SIZE = 8192\n"
+        "from handler.__main__ import main\n"
+        f"sys.exit(main(['fetch', 'hf://owner/name', {str(tmp_path / 'root')!r}]))"
+    )
+    environ = {"PATH": os.environ["PATH"], "HF_ENDPOINT": hub.hub.url, "HF_HOME": str(hub.home)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environ
+    )
+    assert ranges == ["bytes=49152-"]
+    assert Result(done.returncode, done.stdout.strip(), done.stderr).holds(repo, *NOT_NEEDED)
+
+
+@pytest.mark.parametrize("lambda_name", [None, "function"])
+def test_the_clients_home_is_its_own_where_there_is_one_and_not_on_lambda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lambda_name: str | None
+) -> None:
+    from handler.model_source import _set_hub_home
+    from handler.settings import Settings
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.delenv("AWS_LAMBDA_FUNCTION_NAME", raising=False)
+    if lambda_name:
+        monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", lambda_name)
+    _set_hub_home(Settings(cache_dir="/tmp/x"))
+    assert os.environ.get("HF_HOME") == ("/tmp/x/huggingface" if lambda_name else None)
+    os.environ.pop("HF_HOME", None)
 
 
 def test_a_stalled_server_is_given_up_after_the_clients_own_time_out(

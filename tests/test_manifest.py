@@ -38,6 +38,16 @@ def test_a_pin_is_the_manifests_digest_or_that_of_the_weights() -> None:
     assert not manifest.is_pinned_by("b" * 64)
 
 
+def test_the_digest_of_one_of_several_weights_files_pins_nothing() -> None:
+    files = {name: FileDigest(1, "a" * 64) for name in ("packed.safetensors", "x.json")}
+    files["tokenizer.safetensors"] = FileDigest(1, "b" * 64)
+    assert parse_manifest(manifest_bytes(files, "tests")).is_pinned_by("a" * 64)
+    assert not parse_manifest(manifest_bytes(files, "tests")).is_pinned_by("b" * 64)
+    files["model.safetensors"] = FileDigest(1, "c" * 64)
+    assert not parse_manifest(manifest_bytes(files, "tests")).is_pinned_by("a" * 64)
+    assert not parse_manifest(manifest_bytes(files, "tests")).is_pinned_by("c" * 64)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -20,6 +20,7 @@ from handler.errors import (
     ModelNotFound,
     ModelUnavailable,
 )
+from handler.revisions import resolve
 from tests.models import random_tensors, small_config, write_model
 from tests.proxy import (
     Answer,
@@ -179,6 +180,74 @@ def test_without_any_permission_the_error_names_what_is_missing(
     with pytest.raises(AccessDenied, match=r"s3:GetObject.*s3:ListBucket"):
         download(uri, tmp_path)
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
+def test_refused_credentials_are_told_as_such_and_at_once(
+    uri: str, proxy: FaultProxy, tmp_path: Path, code: str
+) -> None:
+    def refuse(handler: Handler, answer: Answer) -> None:
+        body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+        handler.send(Answer(400, [("Content-Type", "application/xml")], body))
+
+    proxy.spoil("GET", "list-type=2", refuse)
+    with pytest.raises(AccessDenied, match=rf"{code}: the credentials are refused"):
+        download(uri, tmp_path)
+    assert len(proxy.log) == 1
+
+
+@pytest.mark.parametrize("name", [MANIFEST_FILE, "model.safetensors.index.json"])
+def test_a_corrupted_list_of_files_is_fetched_again(
+    bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path, name: str
+) -> None:
+    folder = sharded(tmp_path / "sharded")
+    if name == MANIFEST_FILE:
+        (folder / name).write_bytes(digest_of(folder))
+    uri = bucket.upload(folder, "m")
+    proxy.spoil("GET", name, corrupt(3))
+    download(uri, tmp_path / "root")
+    proxy.spoil("GET", name, corrupt(3), times=99)
+    with pytest.raises(DigestMismatch, match=f"s3://.*{name}.*both were removed"):
+        download(uri, tmp_path / "other")
+
+
+def test_a_file_that_failed_its_pin_is_not_taken_for_the_pinned_one_later(
+    uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
+) -> None:
+    manifest = digest_of(model_dir)
+    pin = hashlib.sha256(manifest).hexdigest()
+    foreign = write_model(tmp_path / "foreign", seed=1)
+    bucket.upload(foreign, "models/gpt2")
+    with pytest.raises(DigestMismatch, match="is pinned"):
+        download(uri, tmp_path / "root", pin=pin)
+    bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest)
+    with pytest.raises(DigestMismatch, match="its source promises"):
+        download(uri, tmp_path / "root", pin=pin)
+    assert not (tmp_path / "root" / "CURRENT").exists()
+
+
+def test_what_is_being_published_when_the_time_is_up_is_not_taken_away(
+    uri: str, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from time import monotonic
+
+    publish = staging.Staging.publish
+    published = threading.Event()
+
+    def slowly(place: staging.Staging, manifest: bytes) -> str:
+        threading.Event().wait(max(0.0, deadline + 0.3 - monotonic()))
+        path = publish(place, manifest)
+        published.set()
+        return path
+
+    monkeypatch.setattr(staging.Staging, "publish", slowly)
+    deadline = monotonic() + 1.5
+    with pytest.raises(DownloadFailed):
+        to_directory(uri, str(tmp_path), deadline=deadline, show=Silent)
+    assert published.wait(20)
+    found = resolve(str(tmp_path))
+    assert found
+    assert not staging.is_damaged(found)
 
 
 def test_without_credentials_the_error_says_so(

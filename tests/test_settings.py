@@ -8,6 +8,15 @@ from handler.settings import Settings
 DIGEST = "248DFC3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"
 
 
+def test_a_refused_address_is_shown_without_what_signs_it() -> None:
+    uri = "https://key:hunter2@bucket.s3.amazonaws.com/gpt2?X-Amz-Signature=abc"
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environ({"GPT2_MODEL_URI": uri})
+    assert "https://bucket.s3.amazonaws.com/gpt2'" in caught.value.message
+    assert "hunter2" not in caught.value.message
+    assert "Signature" not in caught.value.message
+
+
 def test_an_empty_environment_is_the_demo_with_the_defaults() -> None:
     settings = Settings.from_environ({})
     assert (settings.model_dir, settings.model_dir_named) == ("/mnt/gpt2", False)

@@ -13,7 +13,7 @@ from handler import staging
 from handler.errors import NoRoom
 from handler.remote import RemoteFile
 from handler.revisions import resolve, verify
-from handler.staging import Staging, discard, holds
+from handler.staging import Staging, discard, holds, is_damaged
 
 NAMES = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -202,11 +202,10 @@ def test_a_download_that_still_grows_is_not_old(tmp_path: Path) -> None:
     assert folder.exists()
 
 
-def test_too_little_room_names_what_is_needed_and_the_setting() -> None:
-    root = "/tmp"
-    place = object.__new__(Staging)
-    place.root = root  # type: ignore[misc]  # it needs no directory of its own
-    with pytest.raises(NoRoom, match=r"needs 1000000000000\.0 MB.*EphemeralStorage") as caught:
+def test_too_little_room_names_what_is_needed_and_the_setting(tmp_path: Path) -> None:
+    place = Staging(str(tmp_path))
+    advice = "EphemeralStorage" if str(tmp_path).startswith("/tmp/") else "free some"
+    with pytest.raises(NoRoom, match=rf"needs 1000000000000\.0 MB.*{advice}") as caught:
         place.require(10**18)
     assert caught.value.param == "GPT2_CACHE_DIR"
 
@@ -277,3 +276,92 @@ def in_child(action: Callable[[], object], kill_before: int) -> bool:
         os._exit(0)
     finally:
         os._exit(1)
+
+
+def test_a_verified_file_that_is_not_what_is_promised_now_is_not_used(tmp_path: Path) -> None:
+    first = Staging(str(tmp_path))
+    file = remote_file(NAMES[1])
+    path = first.path_for(file)
+    Path(path).write_bytes(content_of(NAMES[1]))
+    first.keep(file, path, "d" * 64)
+    first.close()
+    second = Staging(str(tmp_path))
+    assert second.adopt(file._replace(digests={"sha256": "e" * 64})) is None
+    assert second.adopt(file._replace(digests={"sha256": "d" * 64})) == "d" * 64
+
+
+def test_files_of_a_rejected_model_are_gone(tmp_path: Path) -> None:
+    place = Staging(str(tmp_path))
+    fill(place)
+    place.reject()
+    place.close()
+    assert below(tmp_path) == {"revisions"}
+
+
+def test_without_hard_links_verified_files_outlive_a_failed_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*args: object, **options: object) -> None:
+        raise PermissionError(1, "no hard links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    first = Staging(str(tmp_path))
+    assert fill(first) == 3
+    first.close()
+    second = Staging(str(tmp_path))
+    assert fill(second) == 0
+    second.publish(manifest_of())
+    second.close()
+    assert is_whole(tmp_path)
+    assert below(tmp_path) == {"CURRENT", "revisions"}
+
+
+def test_a_writer_keeps_its_file_though_another_publishes_the_same_one_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = Staging(str(tmp_path)), Staging(str(tmp_path))
+    assert fill(other) == 3
+    rename = os.rename
+
+    def then_the_other_publishes(source: str, target: str) -> None:
+        rename(source, target)
+        monkeypatch.setattr(os, "rename", rename)
+        other.publish(manifest_of())
+        other.close()
+
+    file = remote_file(NAMES[0])
+    path = one.path_for(file)
+    Path(path).write_bytes(content_of(NAMES[0]))
+    monkeypatch.setattr(os, "rename", then_the_other_publishes)
+    one.keep(file, path, hashlib.sha256(content_of(NAMES[0])).hexdigest())
+    fill(one)
+    one.publish(manifest_of())
+    one.close()
+    assert is_whole(tmp_path)
+    assert below(tmp_path) == {"CURRENT", "revisions"}
+
+
+def test_verified_files_of_another_version_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Staging(str(tmp_path))
+    fill(old, 0)
+    old.close()
+    place = Staging(str(tmp_path))
+    assert [place.adopt(remote_file(name, 1)) for name in NAMES] == [None] * 3
+    room = os.statvfs(tmp_path)
+    full = type(room)((*room[:4], 0, *room[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with pytest.raises(NoRoom):
+        place.require(1)
+    assert list((tmp_path / "incoming" / "verified").iterdir()) == []
+
+
+def test_only_a_revision_with_other_bytes_than_its_manifests_is_damaged(tmp_path: Path) -> None:
+    path = Path(publish(tmp_path))
+    assert not is_damaged(str(path))
+    changed = bytearray((path / NAMES[1]).read_bytes())
+    changed[0] ^= 1
+    (path / NAMES[1]).write_bytes(changed)
+    assert holds(str(path), manifest_of())  # the sizes are right
+    assert is_damaged(str(path))
