@@ -44,6 +44,11 @@ class Manifest(NamedTuple):
     raw: bytes
 
     @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files.values())
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the manifest itself, as `sha256sum gpt2.manifest.json` prints it."""
         from hashlib import sha256  # 1 ms, and a cold start needs it only for a pinned digest

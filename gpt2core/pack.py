@@ -85,6 +85,10 @@ def pack(
     src, dst = os.fspath(src), os.fspath(dst)
     if not os.path.isdir(src):
         raise ModelError("no such model directory", file=src)
+    if os.path.exists(os.path.join(src, PACKED_FILE)) and not any(
+        os.path.exists(os.path.join(src, name)) for name in (SINGLE_FILE, INDEX_FILE)
+    ):
+        raise ModelError("is packed already: pack the directory that it was made from", file=src)
     raw_config = read_json(os.path.join(src, CONFIG_FILE))
     config = GPT2Config.from_file(os.path.join(src, CONFIG_FILE))
     tensors = open_checkpoint(src, config)

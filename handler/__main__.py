@@ -40,6 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=_digest,
         help="what the manifest or the weights must have",
     )
+    fetch.add_argument(
+        "--pack",
+        nargs="?",
+        const="f32",
+        choices=("f32", "bf16", "int8"),
+        help="publish the packed form, which opens faster (default precision f32)",
+    )
     for command in (invoke, serve):
         command.add_argument(
             "--model",
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "invoke":
             return _invoke(args.event, args.text)
         if args.command == "fetch":
-            return _fetch(args.uri, args.directory, args.sha256)
+            return _fetch(args.uri, args.directory, args.sha256, args.pack)
         from handler.serve import serve as run  # http.server, 40 ms
 
         return run(args.port)
@@ -105,12 +112,12 @@ def _invoke(path: str, text_only: bool) -> int:
     return 1 if error else 0
 
 
-def _fetch(uri: str, directory: str, sha256: str | None) -> int:
+def _fetch(uri: str, directory: str, sha256: str | None, pack: str | None) -> int:
     """Print the revision's directory on stdout: a model directory for `--model` and others."""
     from handler.download import to_directory  # threads, hashes, a client
 
     os.makedirs(directory, exist_ok=True)
-    fetched = to_directory(uri, os.path.abspath(directory), pin=sha256)
+    fetched = to_directory(uri, os.path.abspath(directory), pin=sha256, pack=pack)
     if not fetched.fetched:
         print("unchanged: the directory has this very model", file=sys.stderr)
     print(fetched.path)

@@ -86,7 +86,7 @@ class Place(Protocol):
     def reject(self) -> None:
         """Remove what the model was made of."""
 
-    def publish(self, manifest: bytes) -> str:
+    def publish(self, manifest: bytes, model_dir: str | None = None) -> str:
         """Make the model available; its path."""
 
     def close(self) -> None:
@@ -100,11 +100,12 @@ def to_directory(
     pin: str | None = None,
     deadline: float | None = None,
     show: MakeDisplay = display,
+    pack: str | None = None,
 ) -> Published:
     """Download a model and make it the current one of `root`, a volume or a cache.
 
     `pin` is the SHA-256 that the manifest or the weights must have; `deadline` is in
-    `time.monotonic()` seconds.
+    `time.monotonic()` seconds. With `pack`, a precision, it is the packed form that is published.
 
     Raises:
         ModelUnavailable: one of its subclasses says why; `root` is as it was.
@@ -114,7 +115,7 @@ def to_directory(
     def place() -> Place:
         return Staging(root)
 
-    return _Download(uri, place, pin, deadline, current=root).run(show)
+    return _Download(uri, place, pin, deadline, current=root, pack=pack).run(show)
 
 
 def to_memory(
@@ -142,11 +143,13 @@ class _Download:
         pin: str | None,
         deadline: float | None,
         current: str | None = None,
+        pack: str | None = None,
     ) -> None:
         self._uri = uri
         self._make_place = make_place
         self._pin = pin
         self._current = current
+        self._pack = pack
         self._watch = Watch(deadline)
         self._remote = _remote(uri)
         self._place: Place | None = None
@@ -195,6 +198,8 @@ class _Download:
         try:
             files, manifest = self._plan(place)
             source = self._remote.source(files)
+            if self._pack:
+                source = f"{source}#{self._pack}"
             published = self._published(manifest, source)
             if published:
                 return published
@@ -208,9 +213,12 @@ class _Download:
             except ModelUnavailable:
                 place.reject()
                 raise
+            packed = self._packed(place.model_dir, source) if self._pack else None
+            if packed:
+                made = _manifest_of(packed)
             self._watch.commit()
-            path = place.publish(raw)
-            return Published(path, made.digest, sum(f.size for f in files), fetched=True)
+            path = place.publish(made.raw, packed)
+            return Published(path, made.digest, made.size, fetched=True)
         finally:
             place.close()
 
@@ -270,13 +278,15 @@ class _Download:
             return None  # it is broken, and will be replaced
         if not path or not now or path == self._current:
             return None
-        same = now.raw == manifest.raw if manifest else now.source == source
+        as_it_is = manifest is not None and not self._pack
+        same = now.raw == manifest.raw if manifest and as_it_is else now.source == source
         from handler.staging import holds
 
         if not same or not holds(path, now.raw):
             return None
-        self._check_pin(now)
-        return Published(path, now.digest, sum(f.size for f in now.files.values()), fetched=False)
+        if not self._pack:  # a pin is for what is packed, and that is what the source's name says
+            self._check_pin(now)
+        return Published(path, now.digest, now.size, fetched=False)
 
     def _fetch_all(self, files: list[RemoteFile], place: Place) -> dict[str, str]:
         """Every file into the model; SHA-256 by name."""
@@ -284,7 +294,7 @@ class _Download:
         missing = [file for file in files if digests[file.name] is None]
         self._watch.total = sum(file.size for file in missing)
         self._watch.arrived = 0
-        place.require(self._watch.total)
+        place.require(self._watch.total + (sum(f.size for f in files) if self._pack else 0))
         # The largest first: the others arrive meanwhile.
         missing.sort(key=lambda file: -file.size)
         fetched = map_in_order(lambda file: self._fetch(file, place), missing, FILES_AT_ONCE)
@@ -348,6 +358,18 @@ class _Download:
             f"{self._uri}: {found}, and {self._pin} is pinned", param="GPT2_MODEL_SHA256"
         )
 
+    def _packed(self, model_dir: str, source: str) -> str:
+        """The packed form beside a verified model directory."""
+        from gpt2core.pack import pack
+
+        target = f"{model_dir}.packed"
+        try:
+            pack(model_dir, target, str(self._pack), source=source)
+        except ModelError as error:
+            raise ModelUnavailable(f"{self._uri} cannot be packed: {error.problem}") from None
+        self._open(target)
+        return target
+
     def _open(self, model_dir: str) -> None:
         """Hold the files against each other, as the engine does: headers, shapes, tokenizer."""
         from gpt2core.engine import Engine  # NumPy; needed anyway as soon as the model is used
@@ -387,6 +409,12 @@ class _Download:
         if error.errno in _READ_ONLY:
             return NotWritable(f"{where} cannot be written ({error.strerror}): mount it writable")
         return NotWritable(f"{where}: {error.strerror or type(error).__name__}")
+
+
+def _manifest_of(model_dir: str) -> Manifest:
+    manifest = read_manifest(model_dir)
+    assert manifest  # it has just been written
+    return manifest
 
 
 def _import_engine() -> None:

@@ -61,7 +61,7 @@ class MemoryStaging:
     def reject(self) -> None:
         """Nothing outlives it anyway."""
 
-    def publish(self, manifest: bytes) -> str:  # noqa: ARG002 (as on disk)
+    def publish(self, manifest: bytes, model_dir: str | None = None) -> str:  # noqa: ARG002 (as on disk)
         """The model directory, from now on to stay."""
         self._published = True
         return self.model_dir

@@ -135,19 +135,22 @@ class Staging:
             _remove(path)
         self._unlinked.clear()
 
-    def publish(self, manifest: bytes) -> str:
+    def publish(self, manifest: bytes, model_dir: str | None = None) -> str:
         """Make the model current under its manifest's digest; the path of the revision.
 
+        `model_dir` is another directory on the same file system that stands for it: its packed
+        form.
         A process that dies anywhere in here leaves either the old `CURRENT` or the new one, and
         every revision whole.
         """
-        _write(os.path.join(self.model_dir, MANIFEST_FILE), manifest)
-        _flush(self.model_dir)
+        model_dir = model_dir or self.model_dir
+        _replace(os.path.join(model_dir, MANIFEST_FILE), manifest)
+        _flush(model_dir)
         digest = sha256(manifest).hexdigest()
         revision = os.path.join(self.root, REVISIONS, digest)
         for _ in range(5):
             try:
-                os.rename(self.model_dir, revision)
+                os.rename(model_dir, revision)
                 break
             except OSError:
                 if not os.path.lexists(revision):
@@ -330,6 +333,12 @@ def _link_or_move(source: str, target: str) -> None:
         raise
     except OSError:
         os.rename(source, target)
+
+
+def _replace(path: str, content: bytes) -> None:
+    """Write a small file that nobody reads yet, and that may be there already."""
+    _remove(path)
+    _write(path, content)
 
 
 def _write(path: str, content: bytes) -> None:

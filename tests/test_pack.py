@@ -299,3 +299,8 @@ def test_the_command_packs_and_says_what_it_made(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: ")
     assert "Traceback" not in failed.stderr
+
+
+def test_packed_directories_are_not_packed_again(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is packed already"):
+        pack(packed, tmp_path)

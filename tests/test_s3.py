@@ -182,6 +182,37 @@ def test_without_any_permission_the_error_names_what_is_missing(
     assert left(tmp_path) == []
 
 
+def test_a_model_may_be_published_packed(
+    uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
+) -> None:
+    from gpt2core import Engine
+
+    weights = hashlib.sha256((model_dir / WEIGHTS).read_bytes()).hexdigest()
+    done = to_directory(uri, str(tmp_path), pack="f32", pin=weights, show=Silent)
+    names = {"config.json", "packed.safetensors", "tokenizer.safetensors", MANIFEST_FILE}
+    assert {path.name for path in Path(done.path).iterdir()} == names
+    assert not staging.is_damaged(done.path)
+    assert (Engine.open(done.path).logits([1, 2]) == Engine.open(model_dir).logits([1, 2])).all()
+    again = to_directory(uri, str(tmp_path), pack="f32", pin=weights, show=Silent)
+    assert again == done._replace(fetched=False)
+    other = to_directory(uri, str(tmp_path), pack="int8", show=Silent)
+    assert other.fetched
+    assert left(tmp_path) == []
+
+
+def test_a_packed_model_comes_from_a_bucket_as_it_is(
+    bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
+) -> None:
+    from gpt2core.pack import pack
+
+    packed = pack(model_dir, tmp_path / "packed", "int8")
+    uri = bucket.upload(tmp_path / "packed", "m")
+    done = download(uri, tmp_path / "root", pin=packed.digest)
+    assert done.digest == packed.digest
+    with pytest.raises(ModelUnavailable, match="is packed already"):
+        to_directory(uri, str(tmp_path / "other"), pack="f32", show=Silent)
+
+
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
 def test_refused_credentials_are_told_as_such_and_at_once(
     uri: str, proxy: FaultProxy, tmp_path: Path, code: str
@@ -234,9 +265,9 @@ def test_what_is_being_published_when_the_time_is_up_is_not_taken_away(
     publish = staging.Staging.publish
     published = threading.Event()
 
-    def slowly(place: staging.Staging, manifest: bytes) -> str:
+    def slowly(place: staging.Staging, manifest: bytes, model_dir: str | None = None) -> str:
         threading.Event().wait(max(0.0, deadline + 0.3 - monotonic()))
-        path = publish(place, manifest)
+        path = publish(place, manifest, model_dir)
         published.set()
         return path
 
