@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.measure import MODELS, ROOT, compared, in_turn, keep
 from bench.random_model import make
+from gpt2core.pack import pack
 
 PROMPT = "My name is John"
 NEW_TOKENS = "10"
@@ -26,12 +27,16 @@ def main() -> None:
     args = parser.parse_args()
     published = str(make(MODELS / "gpt2-published"))
     aligned = str(make(MODELS / "gpt2-aligned", aligned=True))
+    packed = MODELS / "gpt2-packed"
+    if not (packed / "gpt2.manifest.json").exists():
+        pack(published, packed)
     ours = [sys.executable, "-m", "gpt2core", "generate", PROMPT, "-n", NEW_TOKENS, "--model"]
     theirs = [sys.executable, str(ROOT / "bench" / "with_transformers.py")]
     commands = {
         "transformers": [*theirs, published, PROMPT, NEW_TOKENS],
-        "ours": [*ours, published],
+        "ours, packed": [*ours, str(packed)],
         "ours, aligned file": [*ours, aligned],
+        "ours, published file": [*ours, published],
         "import numpy": [sys.executable, "-c", "import numpy"],
         "bare interpreter": [sys.executable, "-c", "pass"],
     }

@@ -10,13 +10,11 @@ from _thread import allocate_lock, start_new_thread
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpt2core.checkpoint import Tensor
 from gpt2core.config import GPT2Config
+from gpt2core.kernels import Float32
 from gpt2core.packed import GROUP
-
-Float32 = NDArray[np.float32]
 
 
 class Affine(NamedTuple):
@@ -85,7 +83,7 @@ class Weights:
             start_new_thread(self._widen_backwards, ())
         self._ahead = True
 
-    def embed(self, ids: NDArray[np.intp], position: int) -> Float32:
+    def embed(self, ids: np.ndarray[tuple[Any, ...], np.dtype[np.intp]], position: int) -> Float32:
         """Token plus position embeddings of `ids` [n_seq], the first at `position`; a new array.
 
         Reads just the rows it needs, so that the whole table is not waited for.
@@ -159,7 +157,7 @@ def _needs_copy(tensor: Tensor) -> bool:
 def _dequantized(tensor: Tensor, rows: Any) -> Float32:
     """`rows` of a quantized matrix: every integer times its group's scale."""
     assert tensor.scale is not None
-    integers: NDArray[Any] = tensor.data[rows]
+    integers: np.ndarray[Any, Any] = tensor.data[rows]
     # Groups lie along the input axis; only embeddings, whose axis is the last, give away rows.
     scale = tensor.scale[rows] if tensor.axis else tensor.scale
     length = integers.shape[tensor.axis]
@@ -173,7 +171,7 @@ def _float32(tensor: Tensor, rows: Any) -> Float32:
     """`rows` of a tensor as new, aligned float32."""
     if tensor.dtype == "I8":
         return _dequantized(tensor, rows)
-    data: NDArray[Any] = tensor.data
+    data: np.ndarray[Any, Any] = tensor.data
     if not data.flags.aligned and rows is ...:
         # As bytes, because NumPy moves misaligned numbers one by one.
         aligned = np.empty(data.shape, data.dtype)

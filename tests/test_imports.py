@@ -110,3 +110,40 @@ def test_a_bad_setting_is_an_error_at_import_that_names_it() -> None:
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.endswith("SettingsError: GPT2_PRELOAD is 'yes'; accepted: lazy or init")
+
+
+def test_the_lean_numpy_is_the_whole_numpy_for_whoever_asks() -> None:
+    loaded = modules_after(
+        "from gpt2core.lean_numpy import prepare\n"
+        "prepare()\n"
+        "import numpy as np\n"
+        "assert type(sys.modules['numpy._typing']).__name__ == '_Typing'\n"
+        "import numpy.typing as npt, numpy.ma, numpy.random, numpy.fft, numpy.polynomial\n"
+        "assert npt.NDArray[np.float32].__origin__ is np.ndarray\n"
+        "assert npt.ArrayLike is not None\n"
+        "assert np.linalg.eigh(np.eye(3)).eigenvalues.tolist() == [1, 1, 1]\n"
+        "prepare()\n"
+        "assert type(sys.modules['numpy._typing']).__name__ == 'module'"
+    )
+    assert "numpy._typing._array_like" in loaded
+
+
+def test_a_cold_invoke_imports_neither_numpys_typing_nor_the_tokenizers_of_a_packed_model(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    from gpt2core.pack import pack
+
+    pack(model_dir, tmp_path / "packed")
+    loaded = modules_after(
+        "from handler.app import lambda_handler\n"
+        "assert lambda_handler({'prompt': 'abc', 'max_new_tokens': 3})['generated_text']",
+        GPT2_MODEL_DIR=str(tmp_path / "packed"),
+    )
+    assert loaded.isdisjoint(
+        {*NEVER_ON_THE_WAY, "tokenizers", "regex", "safetensors", "numpy._typing._array_like"}
+    )
+
+
+def test_importing_the_core_leaves_numpy_as_it_is() -> None:
+    loaded = modules_after("from gpt2core import Engine\nimport numpy\nassert numpy.array.__doc__")
+    assert "numpy" in loaded

@@ -1,0 +1,107 @@
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from gpt2core import Engine, read_ahead
+from tests.models import write_model
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Offset and bytes of every read without flags; probes of the page cache have one."""
+    seen: list[tuple[int, int]] = []
+    preadv = os.preadv
+
+    def logged(fd: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
+        if not flags:
+            seen.append((offset, len(buffers[0])))
+        return preadv(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", logged)
+    return seen
+
+
+def cold(*args: object) -> bool:
+    return False
+
+
+def finish(started: list[threading.Thread]) -> None:
+    for thread in started:
+        thread.join(20)
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The threads that were started, so that a test can wait for them."""
+    started: list[threading.Thread] = []
+
+    def start(target: object, args: tuple[object, ...]) -> None:
+        thread = threading.Thread(target=target, args=args)  # type: ignore[arg-type]
+        started.append(thread)
+        thread.start()
+
+    monkeypatch.setattr(read_ahead, "start_new_thread", start)
+    return started
+
+
+def test_a_file_in_the_page_cache_is_left_alone(
+    model_dir: Path, threads: list[threading.Thread], reads: list[tuple[int, int]]
+) -> None:
+    Engine.open(model_dir).logits([1])  # as warm as it gets
+    (model_dir / "model.safetensors").read_bytes()
+    read_ahead.begin(str(model_dir))
+    if threads:
+        pytest.skip("this file system does not tell what is cached")
+    assert reads == []
+
+
+def test_every_chunk_of_a_cold_file_is_read_once(
+    model_dir: Path,
+    threads: list[threading.Thread],
+    reads: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(read_ahead, "_is_cached", cold)
+    monkeypatch.setattr(read_ahead, "CHUNK_BYTES", 10_000)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    read_ahead.begin(str(model_dir))
+    finish(threads)
+    size = (model_dir / "model.safetensors").stat().st_size
+    assert sorted(reads) == [(offset, 10_000) for offset in range(0, size, 10_000)]
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (["packed.safetensors", "model.safetensors", "tokenizer.safetensors"], ["packed"]),
+        (["model.safetensors", "other.safetensors"], ["model"]),
+        (["model-1.safetensors", "model-2.safetensors"], ["model-1", "model-2"]),
+        ([], []),
+    ],
+)
+def test_what_the_engine_will_open_is_read(
+    tmp_path: Path, names: list[str], read: list[str]
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    found = read_ahead._weights_files(str(tmp_path))
+    assert [Path(path).stem for path in found] == read
+
+
+def test_a_missing_directory_and_a_failing_read_are_nobodys_error(
+    tmp_path: Path, threads: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_ahead.begin(str(tmp_path / "nothing"))
+    folder = write_model(tmp_path / "model")
+    monkeypatch.setattr(read_ahead, "_is_cached", cold)
+
+    def fails(*args: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fails)
+    read_ahead.begin(str(folder))
+    finish(threads)
+    assert threads
