@@ -1,4 +1,4 @@
-"""AWS's Lambda runtime interface emulator with the real AWS runtime client, without Docker.
+"""AWS's Lambda runtime interface emulator with our runtime or AWS's, without Docker.
 
 The emulator's binary comes with the SAM command line, which `make test` installs in `.venv-dev`.
 """
@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from tests.conftest import ROOT
 from tests.ports import free_ports, wait_for
 
 MACHINE = {"x86_64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), "")
-COMMAND = (sys.executable, "-m", "awslambdaric", "handler.app.lambda_handler")
+OURS = ("handler.runtime",)
+THEIRS = ("awslambdaric", "handler.app.lambda_handler")
 
 
 def emulator_path() -> Path | None:
@@ -46,8 +47,10 @@ class Emulator:
 
 
 @contextmanager
-def emulator(path: Path, log: Path, environ: Mapping[str, str]) -> Iterator[Emulator]:
-    """Run the function under the emulator; what both write goes to `log`."""
+def emulator(
+    path: Path, log: Path, environ: Mapping[str, str], module: Sequence[str] = OURS
+) -> Iterator[Emulator]:
+    """Run the function under the emulator, in our runtime or AWS's; their output goes to `log`."""
     front, back = free_ports(2)
     path.chmod(0o755)
     with log.open("wb") as out:
@@ -58,7 +61,9 @@ def emulator(path: Path, log: Path, environ: Mapping[str, str]) -> Iterator[Emul
                 f"127.0.0.1:{front}",
                 "--runtime-api-address",
                 f"127.0.0.1:{back}",
-                *COMMAND,
+                sys.executable,
+                "-m",
+                *module,
             ],
             stdout=out,
             stderr=subprocess.STDOUT,

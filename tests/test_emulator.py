@@ -1,4 +1,4 @@
-"""The function under AWS's own emulator and runtime client: every event that users invoke."""
+"""The function under AWS's own emulator and both runtimes: every event that users invoke."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, load_event
-from tests.emulator import Emulator, emulator, emulator_path
+from tests.emulator import OURS, THEIRS, Emulator, emulator, emulator_path
 from tests.models import small_config, write_model
 
 RIE = emulator_path()
@@ -17,11 +17,13 @@ pytestmark = pytest.mark.skipif(
 NAMES = sorted(p.stem for p in (ROOT / "events").glob("*.json"))
 
 
-@pytest.fixture(scope="module")
-def function(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+@pytest.fixture(scope="module", params=[OURS, THEIRS], ids=["ours", "awslambdaric"])
+def function(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Emulator]:
     assert RIE is not None
     log = tmp_path_factory.mktemp("emulator") / "log"
-    with emulator(RIE, log, {}) as running:
+    with emulator(RIE, log, {}, request.param) as running:
         yield running
     for line in log.read_text().splitlines():  # a prompt is never logged
         assert "fox" not in line, line

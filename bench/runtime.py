@@ -1,0 +1,51 @@
+"""First reply through AWS's emulator: our runtime against awslambdaric, with the demo model.
+
+    make bench      or      python bench/runtime.py [--runs 15]
+
+From the start of the emulator to the reply to its first event, in turn. Needs the emulator that
+`make test` installs in `.venv-dev`; what it adds is the same for both. Writes
+bench/results/runtime.json.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.measure import compared, keep
+from tests.emulator import OURS, THEIRS, emulator, emulator_path
+
+EVENT = {"prompt": "Once upon a time", "max_new_tokens": 1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Our runtime against awslambdaric.")
+    parser.add_argument("--runs", type=int, default=15)
+    args = parser.parse_args()
+    path = emulator_path()
+    if path is None:
+        raise SystemExit("no emulator here: run make test once")
+    environ = {"PATH": os.environ["PATH"]}
+    times: dict[str, list[float]] = {"awslambdaric": [], "ours": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for run in range(args.runs + 1):
+            for name, module in (("awslambdaric", THEIRS), ("ours", OURS)):
+                began = perf_counter()
+                with emulator(path, Path(folder) / "log", environ, module) as function:
+                    assert function.invoke(EVENT)["generated_text"]
+                    if run:
+                        times[name].append(perf_counter() - began)
+    report = compared(times, "awslambdaric")
+    ahead = [1000 * (t - o) for t, o in zip(times["awslambdaric"], times["ours"], strict=True)]
+    report["ahead_ms"] = round(statistics.median(ahead), 1)
+    print(f"ours is ahead by {report['ahead_ms']} ms (median of the pairs)")
+    keep("runtime", report)
+
+
+if __name__ == "__main__":
+    main()
