@@ -53,11 +53,12 @@ lint: $(DEV)
 	.venv-dev/bin/ruff check --fix .
 	.venv-dev/bin/ruff format .
 
-bench: $(BENCH)
+bench: $(BENCH) $(TEST) $(DEV)
 	.venv-bench/bin/python bench/cold_start.py
 	.venv-bench/bin/python bench/decode.py
 	.venv-bench/bin/python bench/download.py
 	.venv-bench/bin/python bench/imports.py
+	.venv/bin/python bench/runtime.py
 
 demo: $(REFERENCE)
 	.venv-reference/bin/python scripts/train_demo.py --corpus $(GPT2_TEST_DATA)/corpus --out models/demo \

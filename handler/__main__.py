@@ -91,6 +91,7 @@ def _invoke(path: str, text_only: bool) -> int:
     from handler.app import function, lambda_handler, log_error  # reads the settings
 
     # What is said on the last line anyway is not logged as well.
+    function.log_start = _print_nothing
     function.log = lambda e, context: None if isinstance(e, GPT2Error) else log_error(e, context)
     reply = lambda_handler(event)
     payload = _payload(reply)
@@ -110,6 +111,10 @@ def _invoke(path: str, text_only: bool) -> int:
         for phase, ms in report.timings_ms.items():
             print(f"  {phase:<10}{ms:>9.1f}", file=sys.stderr)
     return 1 if error else 0
+
+
+def _print_nothing(*args: object) -> None:
+    """In place of a log line."""
 
 
 def _fetch(uri: str, directory: str, sha256: str | None, pack: str | None) -> int:

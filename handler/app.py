@@ -41,9 +41,10 @@ class Function:
         self._opening = allocate_lock()
         self.before: Timings | None = None
         """What the process spent before the first invoke, which reports it."""
-        self._invoked = False
+        self._invoked = self._start_logged = False
         self.log: Callable[[BaseException, Any], None] = log_error
         self.warn: Callable[[GPT2Error], None] = log_warning
+        self.log_start: Callable[[replies.Report, Any], None] = log_start
         self.last_report: replies.Report | None = None
         """What the latest reply said of its invoke, also where its dialect has no place for it."""
 
@@ -77,6 +78,9 @@ class Function:
             opened = not was_open and self._engine is not None
             name, origin = self._source[1:] if self._source else (None, None)
             self.last_report = replies.Report(timings.finished(), cold or opened, name, origin)
+            if opened and not self._start_logged:
+                self._start_logged = True
+                self.log_start(self.last_report, context)
             return self.last_report
 
         try:
@@ -204,6 +208,22 @@ def _deadline(context: Any) -> float | None:
     """When to stop generating, in `time.monotonic()` seconds; None without a context."""
     remaining = getattr(context, "get_remaining_time_in_millis", None)
     return monotonic() + remaining() / 1000 - REPLY_MARGIN_S if remaining else None
+
+
+def log_start(report: replies.Report, context: Any) -> None:
+    """One JSON line on stderr about an invoke that opened the model: where its time went."""
+    import json
+    import sys
+
+    line = {
+        "level": "INFO",
+        "message": "cold start",
+        "request_id": getattr(context, "aws_request_id", None),
+        "model": report.model,
+        "model_source": report.origin,
+        "timings_ms": report.timings_ms,
+    }
+    print(json.dumps(line), file=sys.stderr, flush=True)
 
 
 def log_warning(error: GPT2Error) -> None:

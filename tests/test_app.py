@@ -162,6 +162,23 @@ def test_the_native_reply_has_exactly_its_fields(small: Function) -> None:
     assert "id" not in small.invoke({"prompt": "abc"})
 
 
+def test_an_invoke_that_opens_the_model_logs_where_its_time_went(
+    model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function = Function(Settings(model_dir=str(model_dir), model_dir_named=True))
+    function.invoke(load_event("url-health"), Context())
+    assert capsys.readouterr().err == ""
+    reply = function.invoke({"prompt": "a secret", "max_new_tokens": 2}, Context())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a secret" not in line
+    logged = json.loads(line)
+    assert logged["message"] == "cold start"
+    assert logged["timings_ms"] == reply["timings_ms"]
+    assert (logged["model_source"], logged["request_id"]) == ("volume", Context.aws_request_id)
+    function.invoke({"prompt": "b"}, Context())
+    assert capsys.readouterr().err == ""
+
+
 def test_the_full_text_is_the_prompt_and_the_continuation(small: Function) -> None:
     alone = small.invoke({"prompt": "abc", "max_new_tokens": 5})["generated_text"]
     full = small.invoke({"prompt": "abc", "max_new_tokens": 5, "return_full_text": True})
@@ -311,13 +328,17 @@ def test_a_defect_of_ours_is_a_500_whose_log_has_the_place_but_never_the_prompt(
     assert payload(reply)["error"]["type"] == "InternalError"
     log = capsys.readouterr().err
     assert "secret" not in log + reply["body"]
-    assert json.loads(log)["type"] == "RuntimeError"
-    assert any("test_app.py" in frame for frame in json.loads(log)["stack"])
+    start, error = map(json.loads, log.splitlines())
+    assert start["message"] == "cold start"
+    assert error["type"] == "RuntimeError"
+    assert any("test_app.py" in frame for frame in error["stack"])
 
 
 def test_nothing_is_written_for_good_or_bad_requests(
     small: Function, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    small.invoke({"prompt": "abc"})
+    capsys.readouterr()  # the cold start's line
     small.invoke({"prompt": "abc"})
     small.invoke({"prompt": 5})
     assert capsys.readouterr() == ("", "")
