@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from handler.runtime import Handler, answer
-from handler.runtime_api import Invocation
+from handler.runtime_api import Invocation, error_body
 
 PATH = "/2015-03-31/functions/function/invocations"
 MAX_BODY_BYTES = 6 * 1024 * 1024  # Lambda's limit for a buffered invoke
@@ -36,8 +36,12 @@ class _Reply:
         self.body, self.content_type = body, content_type
 
     def stream(self, invocation: Invocation, chunks: Any, content_type: str) -> None:
-        """Collect a streamed reply: the emulator buffers, too."""
-        self.respond(invocation, b"".join(chunks), content_type)
+        """Collect a streamed reply, as the emulator does; a broken one leaves its error."""
+        try:
+            self.respond(invocation, b"".join(chunks), content_type)
+        except Exception as error:
+            self.body = error_body(str(error), type(error).__name__, invocation.request_id)
+            raise
 
     def fail(self, invocation: Invocation, body: bytes, kind: str, xray_cause: str) -> None:  # noqa: ARG002
         """Keep an error."""

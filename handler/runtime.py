@@ -255,7 +255,7 @@ def main() -> int:
         return serve(_load(name), int(os.environ.get("PORT", LOCAL_PORT)))
     try:
         return run(RuntimeApi(address), name)
-    except RuntimeApiError as error:
+    except (RuntimeApiError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -330,6 +330,25 @@ def post(url: str, body: bytes) -> tuple[int, Any]:
             return error.code, json.load(error)
 
 
+def test_without_a_runtime_api_a_stream_is_collected_and_a_broken_one_is_an_error() -> None:
+    (port,) = free_ports(1)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "handler.runtime", FIXED],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "PORT": str(port)},
+    )
+    try:
+        wait_for(port, process)
+        url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
+        assert post(url, b'{"do": "stream", "chunks": ["[1", ", 2]"]}') == (200, [1, 2])
+        broken = post(url, b'{"do": "stream", "chunks": ["[1"], "fail": "broke"}')[1]
+        assert (broken["errorType"], broken["errorMessage"]) == ("RuntimeError", "broke")
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
 def test_without_a_runtime_api_the_invocations_path_answers(local: str) -> None:
     status, reply = post(local, b'{"prompt": "Once upon a time", "max_new_tokens": 3}')
     assert status == 200
