@@ -45,18 +45,20 @@ def in_turn(
 
 
 def compared(times: Mapping[str, list[float]], reference: str) -> dict[str, Any]:
-    """Median, least and most in milliseconds, and how often each goes into the reference's time.
+    """Median, least and most in milliseconds, and how many times the reference's time each takes.
 
     The ratio is the median of the ratios of runs that stood side by side. Printed as a table.
     """
     report = {}
     for name, values in times.items():
-        ratios = [t / v for t, v in zip(times[reference], values, strict=True)]
+        ratios = [v / t for t, v in zip(times[reference], values, strict=True)]
         report[name] = {
             "median_ms": round(1000 * statistics.median(values)),
             "min_ms": round(1000 * min(values)),
             "max_ms": round(1000 * max(values)),
-            f"{reference.replace(' ', '_')}_takes_times": round(statistics.median(ratios), 2),
+            f"times_of_{reference.replace(', ', '_').replace(' ', '_')}": round(
+                statistics.median(ratios), 2
+            ),
         }
         median, least, most, ratio = report[name].values()
         print(f"{name:<28}{median:>7} ms  ({least}-{most})  {ratio:>7.2f}x")
