@@ -158,6 +158,7 @@ def test_a_writer_that_loses_a_verified_file_to_another_goes_on(tmp_path: Path) 
     assert below(tmp_path) == {"CURRENT", "revisions"}
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_live_writer_is_left_alone_and_a_dead_one_is_cleaned_away_at_once(tmp_path: Path) -> None:
     alive = Staging(str(tmp_path))
     own = Path(alive.model_dir).parent.name
@@ -223,6 +224,7 @@ def test_a_discarded_revision_is_gone_and_can_come_again(tmp_path: Path) -> None
 CALLS = ("rename", "replace", "link", "unlink", "fsync", "makedirs", "rmdir", "open")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("before", [None, 0, 1], ids=["empty", "same", "older"])
 def test_a_writer_killed_before_any_of_its_file_operations_leaves_all_whole(
     tmp_path: Path, before: int | None
