@@ -20,11 +20,10 @@ import numpy as np
 
 from gpt2core.config import GPT2Config, read_json
 from gpt2core.errors import CheckpointError, ConfigError
+from gpt2core.layout import INDEX_FILE, SINGLE_FILE
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_DIMENSIONS = 32
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 # Bytes per element. NumPy has no bfloat16: those views are uint16 and `weights.widen` shifts them.
 _DTYPES: dict[str, np.dtype[Any]] = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gpt2core import generate as generation
-from gpt2core.checkpoint import INDEX_FILE, SINGLE_FILE, Tensor, open_checkpoint
+from gpt2core.checkpoint import Tensor, open_checkpoint
 from gpt2core.config import GPT2Config
 from gpt2core.errors import (
     InvalidArgument,
@@ -17,8 +17,9 @@ from gpt2core.errors import (
 )
 from gpt2core.generate import Generation, Token
 from gpt2core.kernels import Float32, set_threads
+from gpt2core.layout import CONFIG_FILE, INDEX_FILE, PACKED_FILE, SINGLE_FILE
 from gpt2core.model import all_logits
-from gpt2core.packed import PACKED_FILE, PRECISIONS, open_packed
+from gpt2core.packed import PRECISIONS, open_packed
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.weights import Weights
 
@@ -224,7 +225,7 @@ def _open_weights(path: str, precision: str) -> tuple[GPT2Config, dict[str, Tens
             param="precision",
         )
     packed = os.path.join(path, PACKED_FILE)
-    config_file = os.path.join(path, "config.json")
+    config_file = os.path.join(path, CONFIG_FILE)
     has_raw = any(os.path.exists(os.path.join(path, name)) for name in RAW_FILES)
     held = "f32"
     if os.path.exists(packed):

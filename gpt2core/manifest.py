@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gpt2core.errors import ModelError
+from gpt2core.layout import MANIFEST_FILE, PACKED_FILE, SINGLE_FILE, TABLES_FILE
 
-MANIFEST_FILE = "gpt2.manifest.json"
 VERSION = 1
 MAX_BYTES = 1 << 20
 # The files whose digest may stand for the whole, where no other holds weights.
-WEIGHTS_FILES = ("packed.safetensors", "model.safetensors")
-TOKENIZER_FILE = "tokenizer.safetensors"
+WEIGHTS_FILES = (PACKED_FILE, SINGLE_FILE)
 _NAME_CHARACTERS = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 )  # fmt: skip
@@ -57,7 +56,7 @@ class Manifest(NamedTuple):
 
     def is_pinned_by(self, digest: str) -> bool:
         """Whether `digest` is that of the manifest, or of the only weights file it lists."""
-        weights = [n for n in self.files if n.endswith(".safetensors") and n != TOKENIZER_FILE]
+        weights = [n for n in self.files if n.endswith(".safetensors") and n != TABLES_FILE]
         if len(weights) == 1 and weights[0] in WEIGHTS_FILES:
             return digest in (self.files[weights[0]].sha256, self.digest)
         return digest == self.digest

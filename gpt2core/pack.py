@@ -17,15 +17,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2core.checkpoint import INDEX_FILE, SINGLE_FILE, Tensor, open_checkpoint
+from gpt2core.checkpoint import Tensor, open_checkpoint
 from gpt2core.config import GPT2Config, read_json
 from gpt2core.errors import InvalidArgument, ModelError, TokenizerError
-from gpt2core.manifest import MANIFEST_FILE, FileDigest, manifest_bytes
+from gpt2core.layout import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    PACKED_FILE,
+    SINGLE_FILE,
+    TABLES_FILE,
+    TOKENIZER_FILE,
+    VOCABULARY_FILES,
+)
+from gpt2core.manifest import FileDigest, manifest_bytes
 from gpt2core.packed import (
     ALIGNMENT,
     FORMAT,
     GROUP,
-    PACKED_FILE,
     PAD,
     PRECISIONS,
     SCALE,
@@ -34,17 +43,8 @@ from gpt2core.packed import (
     reading_order,
     scale_shape,
 )
-from gpt2core.tokenizer_tables import TABLES_FILE
 from gpt2core.weights import has_own_head, widen
 
-CONFIG_FILE = "config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "added_tokens.json",
-)
 _WIDTHS = {"F32": 4, "BF16": 2, "I8": 1, "U8": 1, "I32": 4, "U32": 4, "U64": 8}
 _CODES = {"uint8": "U8", "int32": "I32",
           "uint32": "U32", "uint64": "U64"}  # fmt: skip
@@ -239,7 +239,7 @@ def _compile_tokenizer(src: str, dst: str, digests: dict[str, str]) -> dict[str,
     from gpt2core.tokenizer_compiler import compile_tokenizer
 
     tables, metadata = compile_tokenizer(src)
-    sources = {name: digest for name, digest in digests.items() if name in TOKENIZER_FILES}
+    sources = {name: digests[name] for name in _tokenizer_files(src) if name in digests}
     layout = _Layout()
     for name, table in tables.items():
         layout.add(name, _CODES[table.dtype.name], table.shape, partial(np.asarray, table))
@@ -249,8 +249,8 @@ def _compile_tokenizer(src: str, dst: str, digests: dict[str, str]) -> dict[str,
 
 def _tokenizer_files(src: str) -> tuple[str, ...]:
     """The files that a tokenizer is read from: one, or a vocabulary and what stands beside it."""
-    whole = os.path.exists(os.path.join(src, TOKENIZER_FILES[0]))
-    return TOKENIZER_FILES[:1] if whole else TOKENIZER_FILES[1:]
+    whole = os.path.exists(os.path.join(src, TOKENIZER_FILE))
+    return (TOKENIZER_FILE,) if whole else VOCABULARY_FILES
 
 
 def _digests(src: str) -> dict[str, str]:

@@ -19,7 +19,6 @@ from gpt2core.checkpoint import Tensor, expected_shapes, open_with_metadata
 from gpt2core.config import GPT2Config
 from gpt2core.errors import CheckpointError, ConfigError
 
-PACKED_FILE = "packed.safetensors"
 FORMAT = "gpt2-packed-1"
 ALIGNMENT = 64  # a cache line, and the widest vector register
 GROUP = 64

@@ -8,11 +8,13 @@ nothing heavy, holds no lock, and never raises: whoever opens the model will mee
 import os
 from _thread import allocate_lock, start_new_thread
 
+from gpt2core.layout import PACKED_FILE, SINGLE_FILE
+
 THREADS = 8
 CHUNK_BYTES = 1 << 20
 _PROBES = 32
 # What an engine opens, the first that is there; of shards all.
-_FILES = ("packed.safetensors", "model.safetensors")
+_FILES = (PACKED_FILE, SINGLE_FILE)
 
 
 def begin(model_dir: str) -> None:

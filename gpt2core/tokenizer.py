@@ -11,7 +11,8 @@ from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from gpt2core.errors import InvalidArgument, InvalidPrompt, TokenizerError
-from gpt2core.tokenizer_tables import TABLES_FILE, Tables
+from gpt2core.layout import TABLES_FILE
+from gpt2core.tokenizer_tables import Tables
 
 
 class Backend(Protocol):

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 from gpt2core.checkpoint import Tensor, open_with_metadata
 from gpt2core.errors import CheckpointError, TokenizerError
 
-TABLES_FILE = "tokenizer.safetensors"
 FORMAT = "gpt2-tokenizer-1"
 # GPT-2's pattern (https://github.com/openai/gpt-2, `src/encoder.py`) for a text in which every
 # character has been replaced by the one that stands for its class, ASCII by itself.

@@ -14,8 +14,15 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from gpt2core.errors import GPT2Error, ModelError
-from gpt2core.manifest import (
+from gpt2core.layout import (
+    CONFIG_FILE,
+    INDEX_FILE,
     MANIFEST_FILE,
+    SINGLE_FILE,
+    TOKENIZER_FILE,
+    VOCABULARY_FILES,
+)
+from gpt2core.manifest import (
     MAX_BYTES,
     FileDigest,
     Manifest,
@@ -33,15 +40,11 @@ from handler.errors import (
 )
 from handler.parallel import map_in_order
 from handler.progress import MakeDisplay, Stopped, Watch, display, megabytes
-from handler.remote import INDEX, Remote, RemoteFile, persist, shards_of
+from handler.remote import Remote, RemoteFile, persist, shards_of
 from handler.revisions import resolve
 
 FILES_AT_ONCE = 4
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-_TOKENIZER = ("tokenizer.json",)
-_VOCABULARY = ("vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json")
-_NAMES = (MANIFEST_FILE, CONFIG, WEIGHTS, INDEX, *_TOKENIZER, *_VOCABULARY)
+_NAMES = (MANIFEST_FILE, CONFIG_FILE, SINGLE_FILE, INDEX_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
 _NOT_READ = (
     "pytorch_model.bin",
     "tf_model.h5",
@@ -230,26 +233,28 @@ class _Download:
             if self._pin and not manifest.is_pinned_by(self._pin):
                 self._check_pin(manifest)
             return self._listed(manifest), manifest
-        if CONFIG not in found:
-            raise ModelNotFound(f"{self._uri} holds no {CONFIG}: is it a model directory?")
-        names = [CONFIG, *(_TOKENIZER if _TOKENIZER[0] in found else _VOCABULARY)]
-        if WEIGHTS in found:
-            names.append(WEIGHTS)
-            promised = found[WEIGHTS].digests.get("sha256")
+        if CONFIG_FILE not in found:
+            raise ModelNotFound(f"{self._uri} holds no {CONFIG_FILE}: is it a model directory?")
+        names = [CONFIG_FILE, *((TOKENIZER_FILE,) if TOKENIZER_FILE in found else VOCABULARY_FILES)]
+        if SINGLE_FILE in found:
+            names.append(SINGLE_FILE)
+            promised = found[SINGLE_FILE].digests.get("sha256")
             if self._pin and promised and promised != self._pin:
-                raise self._not_pinned(f"{WEIGHTS} has the SHA-256 {promised}")
-        elif INDEX in found:
-            index = found[INDEX]
+                raise self._not_pinned(f"{SINGLE_FILE} has the SHA-256 {promised}")
+        elif INDEX_FILE in found:
+            index = found[INDEX_FILE]
             shards = shards_of(self._read(index, place))
             found |= self._find(shards)
             for shard in shards:
                 if shard not in found:
-                    raise ModelNotFound(f"{self._uri}: {INDEX} names {shard}, which is not there")
-            names += [INDEX, *shards]
+                    raise ModelNotFound(
+                        f"{self._uri}: {INDEX_FILE} names {shard}, which is not there"
+                    )
+            names += [INDEX_FILE, *shards]
         else:
             others = ", ".join(self._find(_NOT_READ))
             hint = f"; {others} cannot be read: convert it to safetensors" if others else ""
-            raise ModelNotFound(f"{self._uri} holds no {WEIGHTS} and no {INDEX}{hint}")
+            raise ModelNotFound(f"{self._uri} holds no {SINGLE_FILE} and no {INDEX_FILE}{hint}")
         return [found[name] for name in names if name in found], None
 
     def _listed(self, manifest: Manifest) -> list[RemoteFile]:
@@ -376,8 +381,8 @@ class _Download:
 
         try:
             engine = Engine.open(model_dir)
-            if os.path.exists(os.path.join(model_dir, "tokenizer.json")) or os.path.exists(
-                os.path.join(model_dir, "vocab.json")
+            if os.path.exists(os.path.join(model_dir, TOKENIZER_FILE)) or os.path.exists(
+                os.path.join(model_dir, VOCABULARY_FILES[0])
             ):
                 engine.tokenizer  # noqa: B018 (opens it)
         except ModelError as error:

@@ -18,14 +18,15 @@ class MemoryStaging:
     """Has the methods of `staging.Staging`, and no disk."""
 
     def __init__(self) -> None:
-        self.root = "memory"
         self.model_dir = tempfile.mkdtemp(prefix="gpt2-memory-")
         self._files: dict[str, int] = {}
+        self._digests: dict[str, str] = {}
         self._published = False
         atexit.register(shutil.rmtree, self.model_dir, ignore_errors=True)
 
     def adopt(self, file: RemoteFile) -> str | None:
-        """Nothing outlives a download that failed."""
+        """A file of this very download; nothing outlives one that failed."""
+        return self._digests.get(file.name)
 
     def require(self, size: int) -> None:
         """Look whether `size` bytes fit into the memory that is available now.
@@ -54,9 +55,10 @@ class MemoryStaging:
         os.symlink(f"/proc/self/fd/{self._files[file.name]}", path)
         return path
 
-    def keep(self, file: RemoteFile, path: str, digest: str) -> None:  # noqa: ARG002 (as on disk)
+    def keep(self, file: RemoteFile, path: str, digest: str) -> None:
         """Make a verified file part of the model."""
         os.rename(path, os.path.join(self.model_dir, file.name))
+        self._digests[file.name] = digest
 
     def reject(self) -> None:
         """Nothing outlives it anyway."""

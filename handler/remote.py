@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import md5, sha1, sha256
 from typing import NamedTuple, Protocol, TypeVar
 
+from gpt2core.layout import INDEX_FILE
 from gpt2core.manifest import is_plain_name
 from handler.errors import DigestMismatch, DownloadFailed, ModelNotFound
 from handler.progress import Watch
 
-INDEX = "model.safetensors.index.json"
 READ_BYTES = 1 << 20
 ATTEMPTS = 8
 FIRST_PAUSE_S = 0.2
@@ -148,10 +148,12 @@ def shards_of(index: bytes) -> list[str]:
     try:
         names = list(dict.fromkeys(json.loads(index)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ModelNotFound(f"{INDEX} is no index of shards") from None
+        raise ModelNotFound(f"{INDEX_FILE} is no index of shards") from None
     for name in names:
         if not is_plain_name(name) or not name.endswith(".safetensors"):
-            raise ModelNotFound(f"{INDEX} names {ascii(name)[:80]}, which is no shard beside it")
+            raise ModelNotFound(
+                f"{INDEX_FILE} names {ascii(name)[:80]}, which is no shard beside it"
+            )
     if not names:
-        raise ModelNotFound(f"{INDEX} names no shard")
+        raise ModelNotFound(f"{INDEX_FILE} names no shard")
     return names

@@ -18,7 +18,8 @@ from hashlib import file_digest, sha256
 from typing import Final
 
 from gpt2core.errors import ModelError
-from gpt2core.manifest import MANIFEST_FILE, check_sizes, read_manifest
+from gpt2core.layout import MANIFEST_FILE
+from gpt2core.manifest import check_sizes, read_manifest
 from handler.errors import NoRoom
 from handler.progress import megabytes
 from handler.remote import RemoteFile

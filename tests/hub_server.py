@@ -11,45 +11,27 @@ API's OpenAPI page.
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Self
 from urllib.parse import unquote
+
+from tests.ports import LoopbackServer
 
 COMMIT = "6" * 40
 SECRET = "cdn-signature-that-nobody-may-log"
 TOKEN = "hf_tokenThatNobodyMayLog"
 
 
-class HubServer(ThreadingHTTPServer):
+class HubServer(LoopbackServer):
     """One repository, `owner/name`, with the files of a directory; `.safetensors` are LFS files."""
 
-    daemon_threads = True
-    request_queue_size = 128
-
     def __init__(self, folder: Path, repo: str = "owner/name", token: str | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.folder = folder
         self.repo = repo
         self.token = token
         self.cdn = self.address
         """Where LFS files are redirected to: another origin than the Hub's."""
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, *args: object) -> None:
-        """Clients that go away are no error here."""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -2,7 +2,10 @@
 
 import socket
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from time import monotonic
+from typing import Self
 
 
 def free_ports(count: int) -> list[int]:
@@ -27,3 +30,28 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
             continue
         return
     raise AssertionError("the server does not listen")
+
+
+class LoopbackServer(ThreadingHTTPServer):
+    """A server in a thread of the test's own process, for the length of a `with`."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, *args: object) -> None:
+        """Clients that go away, or are killed, are what many tests are about."""

@@ -13,8 +13,10 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any, NamedTuple
+
+from tests.ports import LoopbackServer
 
 Headers = list[tuple[str, str]]
 
@@ -35,12 +37,9 @@ class Logged(NamedTuple):
 Fault = Callable[["Handler", Answer], None]
 
 
-class FaultProxy(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
+class FaultProxy(LoopbackServer):
     def __init__(self, upstream: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.upstream = upstream
         self.log: list[Logged] = []
         self.over = threading.Event()
@@ -54,14 +53,9 @@ class FaultProxy(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.over.set()
-        self.shutdown()
-        self.server_close()
+        super().__exit__(*error)
 
     def spoil(self, method: str, part_of_path: str, fault: Fault, times: int = 1) -> None:
         """Answer the next `times` requests of this kind with `fault`."""
@@ -89,9 +83,6 @@ class FaultProxy(ThreadingHTTPServer):
             allowed = max(0, min(count, limit - self.sent))
             self.sent += allowed
             return (allowed, 0) if self.sent < limit else (allowed, pid())
-
-    def handle_error(self, *args: object) -> None:
-        """Clients that go away are what this is for."""
 
 
 class Handler(BaseHTTPRequestHandler):

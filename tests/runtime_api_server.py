@@ -12,11 +12,12 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from time import time
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from tests.conftest import ROOT
+from tests.ports import LoopbackServer
 
 ARN = "arn:aws:lambda:eu-central-1:123456789012:function:gpt2"
 TRACE_ID = "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Parent=9a9197af755a6419;Sampled=1"
@@ -29,32 +30,18 @@ class Answer(NamedTuple):
     trailers: dict[str, str]
 
 
-class RuntimeApiServer(ThreadingHTTPServer):
-    daemon_threads = True
-
+class RuntimeApiServer(LoopbackServer):
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.events: queue.Queue[tuple[bytes, dict[str, str]] | None] = queue.Queue()
         self.answers: queue.Queue[Answer] = queue.Queue()
         self.restored = threading.Event()
         self.drop_connections = False
         self._count = 0
 
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.events.put(None)
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, *args: object) -> None:
-        """Runtimes are killed at the end of their test."""
+        super().__exit__(*error)
 
     def ask(self, body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
         """Give the runtime one event and wait for its answer."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2core.manifest import MANIFEST_FILE, read_manifest
+from gpt2core.layout import MANIFEST_FILE
+from gpt2core.manifest import read_manifest
 from tests.conftest import ROOT
 from tests.hub_server import COMMIT, SECRET, TOKEN, HubServer
 from tests.models import write_model

@@ -77,8 +77,8 @@ def kill_and_recover(
     total: int,
     seed: int,
     hub: HubServer | None = None,
-) -> None:
-    """One download killed at an offset that the seed gives, then a cold start that must answer."""
+) -> str:
+    """Kill one download at an offset that the seed gives; what the next cold start says."""
     draw = random.Random(seed)
     cache = tmp_path / str(seed)
     root = Path(cache_path(Settings(cache_dir=str(cache)), uri))
@@ -98,10 +98,11 @@ def kill_and_recover(
         assert processes[0].returncode == -9
     assert resolve(str(root)) is None  # nothing was published, and nothing can be opened
     with FaultProxy(upstream) as proxy:
-        assert said(start(GENERATE, through(proxy))) == "hello"
+        text = said(start(GENERATE, through(proxy)))
     assert is_clean(root)
     stray = [p for p in cache.rglob("*") if p.name.endswith((".part", ".incomplete", ".hub"))]
     assert stray == []
+    return text
 
 
 @pytest.mark.parametrize("group", range(16))
@@ -111,7 +112,7 @@ def test_a_killed_download_from_s3_is_never_opened_and_the_next_one_recovers(
     uri = bucket.upload(hello, "m")
     total = sum(path.stat().st_size for path in hello.iterdir())
     for seed in range(10 * group, 10 * group + 10):
-        kill_and_recover(uri, CREDENTIALS, tmp_path, moto, total, seed)
+        assert kill_and_recover(uri, CREDENTIALS, tmp_path, moto, total, seed) == "hello"
 
 
 @pytest.fixture
@@ -126,7 +127,8 @@ def test_a_killed_download_from_the_hub_is_never_opened_and_the_next_one_recover
 ) -> None:
     total = sum(path.stat().st_size for path in hello.iterdir())
     for seed in range(1000 + 10 * group, 1010 + 10 * group):
-        kill_and_recover("hf://owner/name", {}, tmp_path, hub.address, total, seed, hub)
+        text = kill_and_recover("hf://owner/name", {}, tmp_path, hub.address, total, seed, hub)
+        assert text == "hello"
 
 
 def many(code: str, environ: dict[str, str], root: Path) -> list[str]:

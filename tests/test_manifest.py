@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from gpt2core.layout import MANIFEST_FILE
 from gpt2core.manifest import (
-    MANIFEST_FILE,
     FileDigest,
     ManifestError,
     check_sizes,

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gpt2core.errors import GPT2Error
-from gpt2core.manifest import MANIFEST_FILE, FileDigest, manifest_bytes
+from gpt2core.layout import MANIFEST_FILE
+from gpt2core.manifest import FileDigest, manifest_bytes
 from handler import model_source
 from handler.errors import ModelUnavailable
 from handler.model_source import DEMO_DIR, ModelSource, cache_path, candidates

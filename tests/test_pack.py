@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from gpt2core import Engine
 from gpt2core.errors import CheckpointError, InvalidArgument, ModelError
-from gpt2core.manifest import MANIFEST_FILE, check_sizes, read_manifest
+from gpt2core.layout import MANIFEST_FILE, PACKED_FILE, TABLES_FILE
+from gpt2core.manifest import check_sizes, read_manifest
 from gpt2core.pack import pack, quantize, to_bfloat16
-from gpt2core.packed import PACKED_FILE, PRECISIONS, is_matrix, reading_order
-from gpt2core.tokenizer_tables import TABLES_FILE
+from gpt2core.packed import PRECISIONS, is_matrix, reading_order
 from gpt2core.weights import widen
 from tests.conftest import DEMO, ROOT
 from tests.models import random_tensors, small_config, uniform, write_model

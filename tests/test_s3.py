@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gpt2core.manifest import MANIFEST_FILE, FileDigest, manifest_bytes
+from gpt2core.layout import MANIFEST_FILE
+from gpt2core.manifest import FileDigest, manifest_bytes
 from handler import remote, s3, staging
 from handler.download import Published, to_directory, to_memory
 from handler.errors import (
@@ -565,6 +566,16 @@ def test_a_model_may_stay_in_memory(
     assert weights != Path(kept.path) / WEIGHTS
     ids = Engine.open(kept.path).generate_ids([1, 2, 3], 5)
     assert ids == Engine.open(model_dir).generate_ids([1, 2, 3], 5)
+
+
+def test_a_sharded_model_in_memory_fetches_its_index_once(
+    bucket: Bucket, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    from gpt2core import Engine
+
+    kept = to_memory(bucket.upload(sharded(tmp_path / "sharded"), "m"), show=Silent)
+    assert Engine.open(kept.path).generate_ids([1], 2)
+    assert len([e for e in proxy.log if e.method == "GET" and "index.json" in e.path]) == 1
 
 
 def test_a_model_in_memory_that_failed_gives_everything_back(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2core.manifest import MANIFEST_FILE, FileDigest, manifest_bytes
+from gpt2core.layout import MANIFEST_FILE
+from gpt2core.manifest import FileDigest, manifest_bytes
 from handler import staging
 from handler.errors import NoRoom
 from handler.remote import RemoteFile
@@ -135,13 +136,15 @@ def test_a_verified_file_of_another_size_is_not_used(tmp_path: Path) -> None:
     assert Staging(str(tmp_path)).adopt(file) is None
 
 
-def test_without_hard_links_files_are_moved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_links(*args: object, **options: object) -> None:
+@pytest.fixture
+def no_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*args: object, **options: object) -> None:
         raise PermissionError(1, "no hard links here")
 
-    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "link", link)
+
+
+def test_without_hard_links_files_are_moved(tmp_path: Path, no_hard_links: None) -> None:
     publish(tmp_path)
     assert is_whole(tmp_path)
     assert below(tmp_path) == {"CURRENT", "revisions"}
@@ -301,12 +304,8 @@ def test_files_of_a_rejected_model_are_gone(tmp_path: Path) -> None:
 
 
 def test_without_hard_links_verified_files_outlive_a_failed_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_hard_links: None
 ) -> None:
-    def no_links(*args: object, **options: object) -> None:
-        raise PermissionError(1, "no hard links here")
-
-    monkeypatch.setattr(os, "link", no_links)
     first = Staging(str(tmp_path))
     assert fill(first) == 3
     first.close()

@@ -20,10 +20,11 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from gpt2core import Tokenizer
 from gpt2core.errors import InvalidPrompt, TokenizerError
+from gpt2core.layout import TABLES_FILE
 from gpt2core.pack import pack
 from gpt2core.tokenizer_compiler import compile_tokenizer
 from gpt2core.tokenizer_json import byte_alphabet
-from gpt2core.tokenizer_tables import TABLES_FILE, Tables
+from gpt2core.tokenizer_tables import Tables
 from tests.conftest import DEMO
 from tests.models import END_OF_TEXT
 
