@@ -1,4 +1,4 @@
-"""First reply through AWS's emulator: our runtime against awslambdaric, with the demo model.
+"""First reply through AWS's emulator: our runtime against awslambdaric, with the packed demo model.
 
     make bench      or      python bench/runtime.py [--runs 15]
 
@@ -17,7 +17,8 @@ from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.measure import compared, keep
+from bench.measure import ROOT, compared, keep
+from gpt2core.pack import pack
 from tests.emulator import OURS, THEIRS, emulator, emulator_path
 
 EVENT = {"prompt": "Once upon a time", "max_new_tokens": 1}
@@ -30,13 +31,14 @@ def main() -> None:
     path = emulator_path()
     if path is None:
         raise SystemExit("no emulator here: run make test once")
-    environ = {"PATH": os.environ["PATH"]}
     times: dict[str, list[float]] = {"awslambdaric": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
+        pack(ROOT / "models" / "demo", Path(folder) / "demo")
+        environ = {"PATH": os.environ["PATH"], "GPT2_MODEL_DIR": str(Path(folder) / "demo")}
         for run in range(args.runs + 1):
-            for name, module in (("awslambdaric", THEIRS), ("ours", OURS)):
+            for name, command in (("awslambdaric", THEIRS), ("ours", OURS)):
                 began = perf_counter()
-                with emulator(path, Path(folder) / "log", environ, module) as function:
+                with emulator(path, Path(folder) / "log", environ, command) as function:
                     assert function.invoke(EVENT)["generated_text"]
                     if run:
                         times[name].append(perf_counter() - began)

@@ -52,12 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate(prompt: str, max_new_tokens: int, model: str) -> int:
-    from gpt2core import read_ahead
-    from gpt2core.lean_numpy import prepare
+    from gpt2core import lean_numpy, read_ahead
 
     read_ahead.begin(model)
-    prepare()
-    from gpt2core.engine import Engine  # NumPy, 60 ms: not for --help
+    lean_numpy.load()
+    from gpt2core.engine import Engine  # NumPy, 30 ms: not for --help
     from gpt2core.generate import Token
 
     items = Engine.open(model).stream(prompt, max_new_tokens)

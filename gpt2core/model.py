@@ -124,7 +124,9 @@ def causal_mask(n_seq: int) -> Float32 | None:
     """
     if n_seq == 1:
         return None
-    return np.triu(np.full((n_seq, n_seq), -np.inf, np.float32), 1)
+    positions = np.arange(n_seq)
+    later = positions[:, None] < positions
+    return np.where(later, np.float32(-np.inf), np.float32(0))
 
 
 def attention(

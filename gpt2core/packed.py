@@ -13,8 +13,6 @@ import json
 import os
 from typing import Literal
 
-import numpy as np
-
 from gpt2core.checkpoint import Tensor, expected_shapes, open_with_metadata
 from gpt2core.config import GPT2Config
 from gpt2core.errors import CheckpointError, ConfigError
@@ -108,6 +106,6 @@ def _checked(
             file=path,
             tensor=name,
         )
-    if tensor.data.ctypes.data % np.dtype(np.float32).itemsize:
+    if not tensor.data.flags.aligned:
         raise CheckpointError("is misaligned: pack the model again", file=path, tensor=name)
     return tensor

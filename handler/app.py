@@ -14,9 +14,8 @@ from collections.abc import Callable, MutableMapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from gpt2core import read_ahead
+from gpt2core import lean_numpy, read_ahead
 from gpt2core.errors import GPT2Error, ModelError
-from gpt2core.lean_numpy import prepare
 from handler import events, replies
 from handler.dialects import DEFAULT_NEW_TOKENS, Request, shown
 from handler.errors import InternalError, LimitExceeded
@@ -117,7 +116,7 @@ class Function:
         for source in candidates(self.settings, self.warn, deadline):
             timings.lap("source")
             read_ahead.begin(source.path)
-            prepare()
+            lean_numpy.load()
             from gpt2core.engine import Engine  # NumPy
 
             timings.lap("import")

@@ -4,7 +4,6 @@ Shapes of events: AWS Lambda Developer Guide (direct, ALB, Function URL), API Ga
 Guide, "Lambda proxy integration" formats 1.0 and 2.0.
 """
 
-import base64
 import binascii
 import json
 from typing import Any, Literal, NamedTuple
@@ -169,7 +168,7 @@ def _body(event: dict[str, Any]) -> str:
     if not event.get("isBase64Encoded"):
         return body.removeprefix("\ufeff")
     try:
-        raw = base64.b64decode(body, validate=True)
+        raw = binascii.a2b_base64(body, strict_mode=True)  # `base64` takes 1 ms to import
     except (binascii.Error, ValueError) as error:
         raise BadRequest("the body is said to be base64 and is not", param="body") from error
     if len(raw) > MAX_BODY_BYTES:

@@ -14,8 +14,9 @@ DEMO_URI = "demo"
 MEMORY = "memory"
 ACCEPTED_URIS = "s3://bucket/prefix, hf://owner/name[@revision] or demo"
 # Bucket names and aliases: Amazon S3 User Guide, "General purpose bucket naming rules".
-_S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f?#]*)?")
-_HUB_URI = re.compile(r"hf://\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
+# Compiled when a URI is there.
+_S3_URI = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f?#]*)?"
+_HUB_URI = r"hf://\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?"
 
 
 class Settings(NamedTuple):
@@ -93,7 +94,7 @@ class Settings(NamedTuple):
 
 def is_remote(uri: str) -> bool:
     """Whether a URI names a model that can be downloaded."""
-    return bool(_S3_URI.fullmatch(uri) or _HUB_URI.fullmatch(uri))
+    return bool(re.fullmatch(_S3_URI, uri) or re.fullmatch(_HUB_URI, uri, re.ASCII))
 
 
 def without_secrets(uri: str) -> str:

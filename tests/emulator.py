@@ -19,8 +19,8 @@ from tests.conftest import ROOT
 from tests.ports import free_ports, wait_for
 
 MACHINE = {"x86_64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), "")
-OURS = ("handler.runtime",)
-THEIRS = ("awslambdaric", "handler.app.lambda_handler")
+OURS = ("bootstrap.py",)
+THEIRS = ("-m", "awslambdaric", "handler.app.lambda_handler")
 
 
 def emulator_path() -> Path | None:
@@ -48,7 +48,7 @@ class Emulator:
 
 @contextmanager
 def emulator(
-    path: Path, log: Path, environ: Mapping[str, str], module: Sequence[str] = OURS
+    path: Path, log: Path, environ: Mapping[str, str], command: Sequence[str] = OURS
 ) -> Iterator[Emulator]:
     """Run the function under the emulator, in our runtime or AWS's; their output goes to `log`."""
     front, back = free_ports(2)
@@ -62,8 +62,7 @@ def emulator(
                 "--runtime-api-address",
                 f"127.0.0.1:{back}",
                 sys.executable,
-                "-m",
-                *module,
+                *command,
             ],
             stdout=out,
             stderr=subprocess.STDOUT,

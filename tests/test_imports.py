@@ -112,23 +112,80 @@ def test_a_bad_setting_is_an_error_at_import_that_names_it() -> None:
     assert last.endswith("SettingsError: GPT2_PRELOAD is 'yes'; accepted: lazy or init")
 
 
+LEAN = "from gpt2core import lean_numpy\nlean_numpy.load()\nimport numpy as np\n"
+
+
+def test_the_lean_numpy_is_the_core_alone() -> None:
+    loaded = modules_after(
+        LEAN + "assert np.__version__ == np.version.version\n"
+        "x = np.arange(6, dtype=np.float32).reshape(2, 3)\n"
+        "assert (x @ x.T).tolist() == [[5, 14], [14, 50]] and x.mean() == 2.5"
+    )
+    assert "numpy._core._multiarray_umath" in loaded
+    assert loaded.isdisjoint({"numpy.lib", "numpy.linalg", "ctypes", "inspect", "pickle", "ast"})
+
+
 def test_the_lean_numpy_is_the_whole_numpy_for_whoever_asks() -> None:
     loaded = modules_after(
-        "from gpt2core.lean_numpy import prepare\n"
-        "prepare()\n"
-        "import numpy as np\n"
-        "assert type(sys.modules['numpy._typing']).__name__ == '_Typing'\n"
-        "import numpy.typing as npt, numpy.ma, numpy.random, numpy.fft, numpy.polynomial\n"
-        "assert npt.NDArray.__module__.startswith('numpy')\n"
-        "assert npt.ArrayLike is not None\n"
+        LEAN + "import numpy.typing as npt, numpy.ma, numpy.random, numpy.fft, numpy.polynomial\n"
+        "assert npt.NDArray.__module__.startswith('numpy') and npt.ArrayLike is not None\n"
         "assert np.linalg.eigh(np.eye(3)).eigenvalues.tolist() == [1, 1, 1]\n"
-        "prepare()\n"
-        "assert type(sys.modules['numpy._typing']).__name__ == 'module'"
+        "assert type(np).__name__ == 'module' and np.triu(np.ones((2, 2))).sum() == 3\n"
+        "lean_numpy.load()\n"
+        "import subprocess\n"
+        "names = [sys.executable, '-c', 'import numpy; print(*sorted(vars(numpy)))']\n"
+        "plain = subprocess.run(names, capture_output=True, text=True, check=True).stdout.split()\n"
+        "missing = set(plain) - set(vars(np)) - {'__cached__'}\n"
+        "assert not missing, missing"
     )
     assert "numpy._typing._array_like" in loaded
 
 
-def test_a_cold_invoke_imports_neither_numpys_typing_nor_the_tokenizers_of_a_packed_model(
+def test_what_the_lean_numpy_puts_off_works_when_it_is_needed() -> None:
+    modules_after(
+        LEAN + "import inspect, pickle\n"
+        "assert type(inspect).__name__ == type(pickle).__name__ == 'module'\n"
+        "assert str(inspect.signature(np.zeros_like)).startswith('(a, dtype=None')\n"
+        "pairs = np.zeros(2, 'f4,i4')\n"
+        "assert np.frombuffer(memoryview(pairs), pairs.dtype).tolist() == [(0, 0), (0, 0)]\n"
+        "assert pickle.loads(pickle.dumps(pairs)).tolist() == pairs.tolist()\n"
+        "assert pickle.loads(np._core._methods.pickle.dumps(np.ones(1)))[0] == 1\n"
+        "assert np.ones(1).ctypes.data % 8 == 0"
+    )
+
+
+def test_a_numpy_whose_name_is_missing_says_so() -> None:
+    modules_after(
+        LEAN + "try:\n    np.nonsense\nexcept AttributeError as error:\n"
+        "    assert 'nonsense' in str(error)\nelse:\n    raise SystemExit('no error')\n"
+    )
+
+
+def test_a_numpy_made_otherwise_is_imported_as_ever() -> None:
+    modules_after(
+        "import sys\n"
+        "class Refused:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy._core.records':\n"
+        "            sys.meta_path.remove(self)\n"
+        "            raise ImportError('not this time')\n"
+        "sys.meta_path.insert(0, Refused())\n"
+        + LEAN
+        + "assert type(np).__name__ == 'module' and np.zeros.__doc__\n"
+        "assert np.linalg.eigh(np.eye(3)).eigenvalues.tolist() == [1, 1, 1]"
+    )
+
+
+def test_without_numpy_its_import_says_so() -> None:
+    modules_after(
+        "import sys\nsys.path = [p for p in sys.path if not p.endswith('site-packages')]\n"
+        "from gpt2core import lean_numpy\nlean_numpy.load()\n"
+        "try:\n    import numpy\nexcept ModuleNotFoundError:\n    pass\n"
+        "else:\n    raise SystemExit('no error')"
+    )
+
+
+def test_a_cold_invoke_of_a_packed_model_imports_numpys_core_and_no_tokenizers(
     model_dir: Path, tmp_path: Path
 ) -> None:
     from gpt2core.pack import pack
@@ -140,7 +197,15 @@ def test_a_cold_invoke_imports_neither_numpys_typing_nor_the_tokenizers_of_a_pac
         GPT2_MODEL_DIR=str(tmp_path / "packed"),
     )
     assert loaded.isdisjoint(
-        {*NEVER_ON_THE_WAY, "tokenizers", "regex", "safetensors", "numpy._typing._array_like"}
+        {
+            *NEVER_ON_THE_WAY,
+            "tokenizers",
+            "regex",
+            "safetensors",
+            "numpy.lib",
+            "numpy.linalg",
+            "ctypes",
+        }
     )
 
 
