@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.measure import MODELS, ROOT, compared, in_turn, keep
+from bench.measure import MODELS, ROOT, compared, in_turn, keep, times
 from bench.random_model import make
 
 AWS = "aws s3 cp"
@@ -49,18 +49,18 @@ def main() -> None:
         "ours, fetch": [sys.executable, "-m", "handler", "fetch", "s3://bench", str(target)],
     }
 
-    def empty() -> None:
+    def empty(_name: str) -> None:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         os.sync()  # what one run leaves to be written is not the next one's to wait for
 
     try:
-        times = in_turn(commands, args.runs, environ, empty)
+        done = in_turn(commands, args.runs, environ, empty, whole=True)
     finally:
         server.terminate()
         server.wait()
         shutil.rmtree(target, ignore_errors=True)
-    keep("download", compared(times, AWS))
+    keep("download", compared(times(done), AWS))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,29 @@
-"""A peer: the same prompt continued by CTranslate2, from process start to text.
-
-python bench/with_ctranslate2.py MODEL_DIR TOKENIZER_JSON PROMPT N
-"""
+"""A peer: CTranslate2, with the model in its own format and the published tokenizer."""
 
 import sys
 
 import ctranslate2
 from tokenizers import Tokenizer
 
-folder, tokenizer_json, prompt, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-generator = ctranslate2.Generator(folder, device="cpu")
-tokenizer = Tokenizer.from_file(tokenizer_json)
-tokens = tokenizer.encode(prompt).tokens
-(result,) = generator.generate_batch(
-    [tokens], max_length=count, min_length=count, sampling_topk=1, include_prompt_in_result=False
-)
-assert len(result.sequences_ids[0]) == count
-print(prompt + tokenizer.decode(result.sequences_ids[0]))
+from bench import peer
+
+peer.lap("imports")
+generator = ctranslate2.Generator(sys.argv[1], device="cpu")
+peer.lap("model")
+tokenizer = Tokenizer.from_file(f"{sys.argv[1]}/tokenizer.json")
+peer.lap("tokenizer")
+
+
+def generate(prompt: str, count: int) -> str:
+    (result,) = generator.generate_batch(
+        [tokenizer.encode(prompt).tokens],
+        max_length=count,
+        min_length=count,
+        sampling_topk=1,
+        include_prompt_in_result=False,
+    )
+    assert len(result.sequences_ids[0]) == count
+    return prompt + str(tokenizer.decode(result.sequences_ids[0]))
+
+
+peer.main(generate)

@@ -52,6 +52,11 @@ class Tensor(NamedTuple):
     """Of quantized integers: float32, one for each group along `axis` (see `packed`)."""
     axis: int = 0
 
+    def transposed(self) -> "Tensor":
+        """A matrix as a view with its axes exchanged."""
+        scale = None if self.scale is None else self.scale.T
+        return self._replace(data=self.data.T, scale=scale, axis=1 - self.axis)
+
 
 class _Span(NamedTuple):
     begin: int

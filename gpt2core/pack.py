@@ -42,6 +42,7 @@ from gpt2core.packed import (
     is_matrix,
     reading_order,
     scale_shape,
+    stored_name,
 )
 from gpt2core.weights import has_own_head, widen
 
@@ -178,16 +179,18 @@ class _Layout:
 def _weights(tensors: dict[str, Tensor], config: GPT2Config, precision: str) -> _Layout:
     layout = _Layout()
     for name in reading_order(config, has_head=has_own_head(tensors, config)):
-        tensor = tensors[name]
+        tensor, axis, stored = tensors[name], input_axis(name), stored_name(name)
+        if stored != name:
+            tensor, axis = tensor.transposed(), 1 - axis
         shape = tensor.data.shape
         if not is_matrix(name) or precision == "f32":
-            layout.add(name, "F32", shape, partial(widen, tensor))
+            layout.add(stored, "F32", shape, partial(widen, tensor))
         elif precision == "bf16":
-            layout.add(name, "BF16", shape, partial(_bfloat16_of, tensor))
+            layout.add(stored, "BF16", shape, partial(_bfloat16_of, tensor))
         else:
-            quantized = _Quantized(tensor, input_axis(name))
-            layout.add(name, "I8", shape, quantized.integers)
-            layout.add(name + SCALE, "F32", scale_shape(name, shape), quantized.scales)
+            quantized = _Quantized(tensor, axis)
+            layout.add(stored, "I8", shape, quantized.integers)
+            layout.add(stored + SCALE, "F32", scale_shape(shape, axis), quantized.scales)
     return layout
 
 

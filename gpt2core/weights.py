@@ -157,6 +157,8 @@ def _needs_copy(tensor: Tensor) -> bool:
 def _dequantized(tensor: Tensor, rows: Any) -> Float32:
     """`rows` of a quantized matrix: every integer times its group's scale."""
     assert tensor.scale is not None
+    if rows is ... and not tensor.data.flags.c_contiguous:  # the result lies as the integers do
+        return _dequantized(tensor.transposed(), rows).T
     integers: np.ndarray[Any, Any] = tensor.data[rows]
     # Groups lie along the input axis; only embeddings, whose axis is the last, give away rows.
     scale = tensor.scale[rows] if tensor.axis else tensor.scale

@@ -19,7 +19,7 @@ from gpt2core.errors import CheckpointError, InvalidArgument, ModelError
 from gpt2core.layout import MANIFEST_FILE, PACKED_FILE, TABLES_FILE
 from gpt2core.manifest import check_sizes, read_manifest
 from gpt2core.pack import pack, quantize, to_bfloat16
-from gpt2core.packed import PRECISIONS, is_matrix, reading_order
+from gpt2core.packed import PRECISIONS, is_matrix, reading_order, stored_name
 from gpt2core.weights import widen
 from tests.conftest import DEMO, ROOT
 from tests.models import random_tensors, small_config, uniform, write_model
@@ -57,6 +57,21 @@ def test_a_packed_directory_holds_four_files_and_its_manifest_knows_them(packed:
     assert json.loads(manifest.raw)["precision"] == precision_of(packed)
 
 
+def assert_same_weights(a: Engine, b: Engine) -> None:
+    """Bit for bit; products of them differ by rounding, as matrices lie differently."""
+    assert (a._weights.lm_head == b._weights.lm_head).all()
+    assert (a._weights.embed(np.arange(3), 1) == b._weights.embed(np.arange(3), 1)).all()
+    for i in range(a.config.n_layer):
+        for ours, theirs in zip(flat(a._weights.block(i)), flat(b._weights.block(i)), strict=True):
+            assert (ours == theirs).all()
+
+
+def flat(parts: object) -> list[np.ndarray]:
+    if isinstance(parts, np.ndarray):
+        return [parts]
+    return [array for part in parts for array in flat(part)]  # type: ignore[attr-defined]
+
+
 def test_the_same_input_gives_the_same_bytes(packed: Path, tmp_path: Path) -> None:
     pack(DEMO, tmp_path / "again", precision_of(packed))
     for path in packed.iterdir():
@@ -84,7 +99,8 @@ def test_tensors_stand_in_the_order_of_reading_and_masks_are_gone(packed: Path) 
     _, header = header_of(packed / PACKED_FILE)
     names = [n for n in header if not n.startswith("__") and not n.endswith(".scale")]
     config = Engine.open(packed).config
-    assert names == reading_order(config, has_head=False)
+    assert names == [stored_name(n) for n in reading_order(config, has_head=False)]
+    assert "h.0.mlp.c_proj.weight.T" in names
     assert names[0] == "wpe.weight"
     assert names[-1] == "wte.weight"
 
@@ -101,8 +117,9 @@ def test_it_answers_as_the_original(packed: Path) -> None:
     ids = original.encode_prompt(PROMPT)
     assert engine.encode_prompt(PROMPT) == ids
     difference = np.abs(engine.logits(ids) - original.logits(ids)).max()
-    assert difference <= {"f32": 0, "bf16": 0.1, "int8": 0.5}[precision_of(packed)]
+    assert difference <= {"f32": 1e-4, "bf16": 0.1, "int8": 0.5}[precision_of(packed)]
     if precision_of(packed) == "f32":
+        assert_same_weights(engine, original)
         assert engine.generate(PROMPT, 100)[:4] == original.generate(PROMPT, 100)[:4]
     else:
         assert engine.generate_ids(ids, 3) == original.generate_ids(ids, 3)
@@ -183,7 +200,7 @@ def test_a_head_that_is_the_embeddings_is_stored_once(tmp_path: Path) -> None:
 def test_shards_are_packed_into_one_file(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "a")
     pack(folder, tmp_path / "b")
-    assert (Engine.open(tmp_path / "b").logits([5]) == Engine.open(folder).logits([5])).all()
+    assert_same_weights(Engine.open(tmp_path / "b"), Engine.open(folder))
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -198,7 +215,7 @@ def test_half_precision_sources_are_widened_exactly(tmp_path: Path, dtype: str) 
     folder = write_model(tmp_path / "a")
     write_safetensors(folder / "model.safetensors", stored)
     pack(folder, tmp_path / "b")
-    assert (Engine.open(tmp_path / "b").logits([5, 6]) == Engine.open(folder).logits([5, 6])).all()
+    assert_same_weights(Engine.open(tmp_path / "b"), Engine.open(folder))
 
 
 def test_a_model_without_a_tokenizer_is_packed_without_one(tmp_path: Path) -> None:
@@ -260,7 +277,7 @@ def test_only_matrices_are_made_smaller(packed: Path) -> None:
     smaller = {"f32": "F32", "bf16": "BF16", "int8": "I8"}[precision_of(packed)]
     for name, entry in header.items():
         if not name.startswith("__") and not name.endswith(".scale"):
-            assert entry["dtype"] == (smaller if is_matrix(name) else "F32")
+            assert entry["dtype"] == (smaller if is_matrix(name.removesuffix(".T")) else "F32")
 
 
 def test_a_failed_pack_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -304,3 +321,10 @@ def test_the_command_packs_and_says_what_it_made(tmp_path: Path) -> None:
 def test_packed_directories_are_not_packed_again(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is packed already"):
         pack(packed, tmp_path)
+
+
+def test_widened_matrices_lie_as_they_are_stored(packed: Path) -> None:
+    block = Engine.open(packed)._weights.block(0)
+    assert block.mlp.c_proj.weight.T.flags.c_contiguous
+    assert block.attn.c_proj.weight.T.flags.c_contiguous
+    assert block.mlp.c_fc.weight.flags.c_contiguous
