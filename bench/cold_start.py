@@ -7,7 +7,8 @@ prompt tokens, tokenizer included; until the text arrives at the process that wa
 timed to their end. Runs alternate, so that a machine that slows down slows all; a ratio is the
 median of the ratios of runs side by side. States:
 
-    warm      everything is in the page cache
+    warm      everything is in the page cache: the same process has just run, untimed (some virtual
+              machines take idle pages away within seconds)
     evicted   the model's files are not
     dropped   nothing is: Python, libraries and model come from disk (needs root)
     volume    the model lies on a volume of 300 MB/s that takes 1 ms to answer (needs nbdkit, FUSE)
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench import states
 from bench.convert import converted
-from bench.measure import MODELS, ROOT, Run, compared, in_checkout, in_turn, keep, times
+from bench.measure import MODELS, ROOT, Run, compared, in_checkout, in_turn, keep, run, times
 from bench.random_model import make
 from gpt2core.pack import pack
 
@@ -135,12 +136,16 @@ def _runs(
         folders["cat of the packed f32"] = folders[OURS]
         commands["cat of the packed f32"] = ["dd", f"if={packed}", "of=/dev/null", "bs=128k"]
     before: dict[str, Callable[[str], None]] = {
-        "warm": lambda _name: None,
+        "warm": lambda name: _run_once(commands[name]),
         "evicted": lambda name: states.evict(folders[name]),
         "dropped": lambda _name: states.drop_caches(),
         "volume": lambda name: states.evict(folders[name]),
     }
     return in_turn(commands, runs, in_checkout(), before[state])
+
+
+def _run_once(command: list[str]) -> None:
+    run(command, in_checkout())
 
 
 def _agreeing(done: dict[str, list[Run]]) -> list[str]:

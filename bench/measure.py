@@ -61,8 +61,8 @@ def in_turn(
 ) -> dict[str, list[Run]]:
     """Runs of each command, one after the other, so that a machine that slows down slows them all.
 
-    One run before counts nothing: bytecode and page cache. `before` each process something may be
-    put in order, outside of its time; it gets the command's name.
+    One run before counts nothing: it writes bytecode. `before` each process something may be put in
+    order, outside of its time; it gets the command's name.
     """
     done: dict[str, list[Run]] = {name: [] for name in commands}
     for number in range(runs + 1):
