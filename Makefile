@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TORCH_PYTHON ?= python3.11
 TORCH = torch==2.13.0
+LLAMA_CPP = llama-cpp-python==0.3.36
 GPT2_TEST_DATA ?= ../shared/data
 export GPT2_TEST_DATA
 
@@ -11,6 +12,7 @@ TEST = .venv/.test
 DEV = .venv-dev/.done
 REFERENCE = .venv-reference/.done
 BENCH = .venv-bench/.done
+LLAMA = .venv-bench/.llama
 # The locks are complete: pip has nothing to resolve, and stumbles over extras where it tries to.
 INSTALL = -m pip --disable-pip-version-check install -qq --require-hashes --no-deps
 
@@ -53,9 +55,10 @@ lint: $(DEV)
 	.venv-dev/bin/ruff check --fix .
 	.venv-dev/bin/ruff format .
 
-bench: $(BENCH) $(TEST) $(DEV)
+bench: $(BENCH) $(LLAMA) $(TEST) $(DEV)
 	.venv-bench/bin/python bench/cold_start.py
 	.venv-bench/bin/python bench/decode.py
+	.venv-bench/bin/python bench/plots.py
 	.venv-bench/bin/python bench/download.py
 	.venv-bench/bin/python bench/imports.py
 	.venv/bin/python bench/runtime.py
@@ -103,4 +106,11 @@ $(REFERENCE) $(BENCH): .venv-%/.done: requirements/%.txt
 	@echo 'setting up .venv-$* (transformers, torch, …)' >&2
 	@.venv-$*/bin/python $(INSTALL) -r requirements/$*.txt
 	@.venv-$*/bin/python -m pip --disable-pip-version-check install -qq $(TORCH)
+	@touch $@
+
+# A peer without wheels: five minutes of two cores, once. Without a compiler it is left out.
+$(LLAMA): $(BENCH)
+	@echo 'building llama.cpp for the benchmark (some minutes)' >&2
+	@.venv-bench/bin/python -m pip --disable-pip-version-check install -qq --no-deps $(LLAMA_CPP) || \
+	    echo 'llama.cpp cannot be built here and is left out' >&2
 	@touch $@

@@ -52,7 +52,8 @@ def slow_volume(folder: Path) -> Iterator[Path]:
         mount.mkdir()
         copy.mkdir()
         mounted = mount / largest.name
-        command = ["nbdfuse", "-r", str(mounted), "--command"]
+        # kernel_cache: NFS keeps what it read when a file is opened again; FUSE would not.
+        command = ["nbdfuse", "-r", "-o", "kernel_cache", str(mounted), "--command"]
         command += ["nbdkit", "-s", "-r", "--exit-with-parent", "--filter=delay", "--filter=rate"]
         command += ["file", str(largest), f"rdelay={VOLUME_DELAY_MS}ms"]
         command += [f"rate={8 * VOLUME_BYTES_PER_S}", "burstiness=0.02"]
