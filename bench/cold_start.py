@@ -133,8 +133,8 @@ def _runs(
         commands["import numpy"] = [sys.executable, "-c", "import numpy"]
         commands["bare interpreter"] = [sys.executable, "-c", "pass"]
     else:
-        folders["cat of the packed f32"] = folders[OURS]
-        commands["cat of the packed f32"] = ["dd", f"if={packed}", "of=/dev/null", "bs=128k"]
+        folders["dd of the packed f32"] = folders[OURS]
+        commands["dd of the packed f32"] = ["dd", f"if={packed}", "of=/dev/null", "bs=128k"]
     before: dict[str, Callable[[str], None]] = {
         "warm": lambda name: _run_once(commands[name]),
         "evicted": lambda name: states.evict(folders[name]),

@@ -15,7 +15,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SHOWN = ("site", "handler.app", "typing", "json", "re", "numpy", "gpt2core.engine", "tokenizers")
+SHOWN = (
+    "site",
+    "handler.app",
+    "typing",
+    "json",
+    "re",
+    "numpy._core",
+    "gpt2core.engine",
+    "tokenizers",
+)
 CODE = "from handler.app import lambda_handler; lambda_handler({'prompt': 'Once'})"
 LINE = re.compile(r"import time: +(\d+) \| +(\d+) \| +([\w.]+)$")
 

@@ -17,13 +17,17 @@ _PROBES = 32
 _FILES = (PACKED_FILE, SINGLE_FILE)
 
 
-def begin(model_dir: str) -> None:
-    """Begin to read what `Engine.open(model_dir)` will map, unless it is in the page cache."""
+def begin(model_dir: str, *, even_cached: bool = False) -> None:
+    """Begin to read what `Engine.open(model_dir)` will map, unless it is in the page cache.
+
+    `even_cached`: read it anyway. A restored snapshot's page cache seems full, and its pages come
+    from afar all the same, when they are first touched.
+    """
     try:
         for path in _weights_files(model_dir):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             size = os.fstat(fd).st_size
-            if _is_cached(fd, size):
+            if not even_cached and _is_cached(fd, size):
                 os.close(fd)
             else:
                 _Reader(fd, size).start()

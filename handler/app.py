@@ -110,6 +110,15 @@ class Function:
                 report(),
             )
 
+    def restored(self) -> None:
+        """After a snapshot: what went before it counts no more, and its memory has to come back.
+
+        Maps, widened weights and threads are in the snapshot and stay as they are.
+        """
+        self.before = None
+        if self._source:
+            read_ahead.begin(self._source.path, even_cached=True)
+
     def _open(self, timings: Timings, deadline: float | None) -> "Engine":
         timings.skip()
         broken: ModelError | None = None
@@ -281,6 +290,11 @@ def before_snapshot() -> None:
     """SnapStart: everything that a first invoke would wait for goes into the snapshot."""
     timings = Timings()
     function.open(timings).generate_ids([0], 1)
+
+
+def after_restore() -> None:
+    """SnapStart: the weights come back from the snapshot while the first event is on its way."""
+    function.restored()
 
 
 def lambda_handler(event: Any, context: Any = None) -> Any:

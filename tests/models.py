@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from gpt2core import Engine
 from gpt2core.checkpoint import expected_shapes
 from gpt2core.config import GPT2Config
 
@@ -121,3 +122,20 @@ def write_scripted_model(folder: Path, script: Sequence[int], n_positions: int =
 def script_for(prompt: str, continuation: bytes | Sequence[int]) -> list[int]:
     """The script that makes a model answer `prompt` (one token a byte) with `continuation`."""
     return [0] * (len(prompt.encode()) - 1) + list(continuation)
+
+
+def assert_same_weights(a: Engine, b: Engine) -> None:
+    """Bit for bit; products of them differ by rounding, as matrices lie differently."""
+    assert (a._weights.lm_head == b._weights.lm_head).all()
+    assert (a._weights.embed(np.arange(3), 1) == b._weights.embed(np.arange(3), 1)).all()
+    for i in range(a.config.n_layer):
+        for ours, theirs in zip(
+            _flat(a._weights.block(i)), _flat(b._weights.block(i)), strict=True
+        ):
+            assert (ours == theirs).all()
+
+
+def _flat(parts: object) -> list[np.ndarray[Any, Any]]:
+    if isinstance(parts, np.ndarray):
+        return [parts]
+    return [array for part in parts for array in _flat(part)]  # type: ignore[attr-defined]

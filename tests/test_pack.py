@@ -22,7 +22,7 @@ from gpt2core.pack import pack, quantize, to_bfloat16
 from gpt2core.packed import PRECISIONS, is_matrix, reading_order, stored_name
 from gpt2core.weights import widen
 from tests.conftest import DEMO, ROOT
-from tests.models import random_tensors, small_config, uniform, write_model
+from tests.models import assert_same_weights, random_tensors, small_config, uniform, write_model
 from tests.test_s3 import sharded
 
 PROMPT = "Once upon a time there was"
@@ -55,21 +55,6 @@ def test_a_packed_directory_holds_four_files_and_its_manifest_knows_them(packed:
     for name, entry in manifest.files.items():
         assert hashlib.sha256((packed / name).read_bytes()).hexdigest() == entry.sha256
     assert json.loads(manifest.raw)["precision"] == precision_of(packed)
-
-
-def assert_same_weights(a: Engine, b: Engine) -> None:
-    """Bit for bit; products of them differ by rounding, as matrices lie differently."""
-    assert (a._weights.lm_head == b._weights.lm_head).all()
-    assert (a._weights.embed(np.arange(3), 1) == b._weights.embed(np.arange(3), 1)).all()
-    for i in range(a.config.n_layer):
-        for ours, theirs in zip(flat(a._weights.block(i)), flat(b._weights.block(i)), strict=True):
-            assert (ours == theirs).all()
-
-
-def flat(parts: object) -> list[np.ndarray]:
-    if isinstance(parts, np.ndarray):
-        return [parts]
-    return [array for part in parts for array in flat(part)]  # type: ignore[attr-defined]
 
 
 def test_the_same_input_gives_the_same_bytes(packed: Path, tmp_path: Path) -> None:

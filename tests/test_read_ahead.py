@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from gpt2core import Engine, read_ahead
+from handler.app import Function
+from handler.settings import Settings
+from handler.timings import Timings
 from tests.models import write_model
 
 
@@ -55,6 +58,21 @@ def test_a_file_in_the_page_cache_is_left_alone(
     if threads:
         pytest.skip("this file system does not tell what is cached")
     assert reads == []
+
+
+def test_a_restored_function_reads_what_seems_to_be_in_the_page_cache(
+    model_dir: Path, threads: list[threading.Thread], reads: list[tuple[int, int]]
+) -> None:
+    function = Function(Settings.from_environ({"GPT2_MODEL_DIR": str(model_dir)}))
+    function.restored()
+    assert not threads
+    function.open(Timings())
+    finish(threads)
+    reads.clear()
+    function.restored()
+    finish(threads)
+    assert {offset for offset, _ in reads} == {0}
+    assert function.invoke({"prompt": "abc", "max_new_tokens": 1})["generated_text"]
 
 
 def test_every_chunk_of_a_cold_file_is_read_once(
