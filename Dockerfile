@@ -1,30 +1,49 @@
 # The function as a container image for AWS Lambda, with the demo model.
 #
 #   docker build -t gpt2-lambda .
-#   docker run --rm --entrypoint python gpt2-lambda -m handler invoke --text events/api-generate.json
+#   docker run --rm -p 9000:8080 gpt2-lambda            answers at the emulator's path, see README.md
+#   docker run --rm -p 8080:8080 gpt2-lambda serve      the local server
 #
-# BASE: any image with Python 3.11 or newer and pip, of glibc 2.28 or newer.
+# BASE    an image with Python 3.11 or newer, glibc 2.28 or newer; with pip for the build stage.
+# MODEL   a packed model directory within the build context that goes into the image, where a volume
+#         would be mounted; default none. With SnapStart it is then part of the snapshot.
 ARG BASE=python:3.13-slim-bookworm
-FROM ${BASE}
 
+# ---- build: what may need pip, a compiler and a shell; nothing of it stays but /out
+FROM ${BASE} AS build
+
+# Dependencies change less often than code: their layer comes first, here and below.
+COPY requirements/image.txt /tmp/image.txt
+RUN python3 -m pip install --no-cache-dir --no-compile --require-hashes --no-deps \
+        --target /out/dependencies/var/task -r /tmp/image.txt
+COPY scripts/slim_image.py /tmp/slim_image.py
+RUN python3 /tmp/slim_image.py /out/dependencies
+
+COPY bootstrap.py /out/code/var/task/
+COPY gpt2core /out/code/var/task/gpt2core
+COPY handler /out/code/var/task/handler
+COPY events /out/code/var/task/events
+COPY models/demo /out/code/var/task/models/demo
+ARG MODEL=models/none
+COPY ${MODEL} /out/code/mnt/gpt2
+RUN python3 /tmp/slim_image.py /out/code
+
+# ---- function: for Lambda, and for `sam local`, which adds its emulator in a RUN of its own
+FROM ${BASE} AS function
+COPY --from=build /out/dependencies /
+COPY --from=build /out/code /
 WORKDIR /var/task
-
-# Dependencies change less often than code, so they stand in a layer before it. Bytecode is
-# compiled here because nothing can be written in the running function.
-COPY requirements/image.txt requirements/image.txt
-RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements/image.txt
-
-COPY models models
-COPY events events
-COPY gpt2core gpt2core
-COPY handler handler
-RUN /opt/venv/bin/python -m compileall -q gpt2core handler
-
-ENV PATH=/opt/venv/bin:$PATH \
+ENV HOST=0.0.0.0 \
+    PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
+LABEL org.opencontainers.image.title="gpt2-lambda" \
+      org.opencontainers.image.description="GPT-2 on AWS Lambda with the shortest cold start" \
+      org.opencontainers.image.licenses="MIT" \
+      com.amazonaws.lambda.feature.snapstart="Allow"
+# -S: everything lies beside the script, so that there is no site-packages to look for.
+ENTRYPOINT ["python3", "-S", "bootstrap.py"]
 
-# No USER: Lambda brings its own, and `sam local` adds its emulator to this image in a RUN of its own,
-# which fails for any user but root. Elsewhere: docker run --user 65534 --read-only --tmpfs /tmp.
-ENTRYPOINT ["python", "-m", "awslambdaric"]
-CMD ["handler.app.lambda_handler"]
+# ---- the default: as any other container, without root
+FROM function
+USER 65534:65534
+EXPOSE 8080

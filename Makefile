@@ -16,7 +16,11 @@ LLAMA = .venv-bench/.llama
 # The locks are complete: pip has nothing to resolve, and stumbles over extras where it tries to.
 INSTALL = -m pip --disable-pip-version-check install -qq --require-hashes --no-deps
 
-.PHONY: help run serve test test-slow test-reference check lint bench demo lock clean
+IMAGE = gpt2-lambda
+# Exit code 69: there is no Docker here.
+WITH_DOCKER = scripts/with_docker.sh
+
+.PHONY: image image-test help run serve test test-slow test-reference check lint bench demo lock clean
 
 help:
 	@echo 'make run             GPT-2 answers an API Gateway event with the demo model'
@@ -24,6 +28,8 @@ help:
 	@echo 'make test            the quick test suite'
 	@echo 'make test-slow       fuzzing with many more examples, killed downloads, races'
 	@echo 'make test-reference  against transformers and torch'
+	@echo 'make image           the container image (BASE=... for another base)'
+	@echo 'make image-test      the image under Docker'
 	@echo 'make check           formatting, lint and types, read-only'
 	@echo 'make lint            repairs what make check finds'
 	@echo 'make bench           cold start, decode and download against their peers'
@@ -38,13 +44,19 @@ serve: $(RUN)
 	@.venv/bin/python -m handler serve
 
 test: $(TEST) $(DEV)
-	.venv/bin/python -m pytest -m 'not slow and not reference'
+	.venv/bin/python -m pytest -m 'not slow and not reference and not image'
 
 test-slow: $(TEST)
 	.venv/bin/python -m pytest -m slow
 
 test-reference: $(REFERENCE)
 	.venv-reference/bin/python -m pytest -m reference
+
+image:
+	$(WITH_DOCKER) scripts/build_image.sh $(IMAGE)
+
+image-test: $(TEST) $(DEV)
+	$(WITH_DOCKER) .venv/bin/python -m pytest -m image
 
 check: $(DEV)
 	.venv-dev/bin/ruff format --check .

@@ -1,7 +1,22 @@
-"""The function's entry point on Lambda: as a script, because `python -m` imports runpy, 4 ms."""
+"""The image's entry point: as a script, because `python -m` imports runpy, 4 ms.
+
+bootstrap.py [package.module.function]      our Lambda runtime
+bootstrap.py awslambdaric HANDLER           AWS's, in its place
+bootstrap.py serve | invoke | fetch …       the command line of `python -m handler`
+"""
 
 import sys
 
-from handler.runtime import main
+command = sys.argv[1] if len(sys.argv) > 1 else ""
+if command == "awslambdaric":
+    from awslambdaric.__main__ import main
 
-sys.exit(main())
+    main(sys.argv[1:])
+elif command in ("serve", "invoke", "fetch"):
+    from handler.__main__ import main
+
+    sys.exit(main())
+else:
+    from handler.runtime import main
+
+    sys.exit(main())

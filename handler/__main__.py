@@ -66,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "fetch":
             return _fetch(args.uri, args.directory, args.sha256, args.pack)
         from handler.serve import serve as run  # http.server, 40 ms
+        from handler.settings import local_address
 
-        return run(args.port)
+        return run(args.port, local_address(os.environ))
     except GPT2Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

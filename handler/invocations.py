@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from handler.runtime import Handler, answer
 from handler.runtime_api import Invocation, error_body
+from handler.settings import local_address
 
 PATH = "/2015-03-31/functions/function/invocations"
 MAX_BODY_BYTES = 6 * 1024 * 1024  # Lambda's limit for a buffered invoke
@@ -86,7 +87,7 @@ class _Request(BaseHTTPRequestHandler):
 def serve(handler: Handler, port: int, host: str | None = None) -> int:
     """Answer events until SIGINT or SIGTERM. Listens on `HOST`, loopback if that is not set."""
     request = type("_Request", (_Request,), {"handler": staticmethod(handler)})
-    server = HTTPServer((host or os.environ.get("HOST", "127.0.0.1"), port), request)
+    server = HTTPServer((host or local_address(os.environ), port), request)
     for number in (signal.SIGINT, signal.SIGTERM):
         # `shutdown` waits for the loop, which this very thread runs.
         signal.signal(

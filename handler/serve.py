@@ -17,8 +17,8 @@ from uuid import uuid4
 
 from handler.app import lambda_handler
 from handler.events import MAX_BODY_BYTES
+from handler.settings import LOOPBACK
 
-ADDRESS = "127.0.0.1"
 TIMEOUT_S = 900.0  # the longest that a function can run
 IDLE_S = 30.0  # a connection that sends nothing for so long is closed
 DRAIN_S = 5.0  # between two pieces of a body that nobody wants
@@ -45,8 +45,8 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, port: int) -> None:
-        super().__init__((ADDRESS, port), _Handler)
+    def __init__(self, port: int, address: str = LOOPBACK) -> None:
+        super().__init__((address, port), _Handler)
         self.busy = 0
         self.changed = threading.Condition()
 
@@ -189,15 +189,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: `_invoke` writes the line, without query and body."""
 
 
-def serve(port: int) -> int:
+def serve(port: int, address: str = LOOPBACK) -> int:
     """Answer until SIGINT or SIGTERM, finish what is under way; returns the exit code."""
-    server = Server(port)
+    server = Server(port, address)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(
-        f"listening on http://{ADDRESS}:{server.server_port} (Ctrl-C stops)",
+        f"listening on http://{address}:{server.server_port} (Ctrl-C stops)",
         file=sys.stderr,
         flush=True,
     )

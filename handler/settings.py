@@ -10,6 +10,7 @@ from handler.errors import SettingsError
 
 MEMORY_PER_VCPU = 1769  # MB; AWS Lambda Developer Guide, "Configure Lambda function memory"
 DEFAULT_MODEL_DIR = "/mnt/gpt2"
+LOOPBACK = "127.0.0.1"
 DEMO_URI = "demo"
 MEMORY = "memory"
 ACCEPTED_URIS = "s3://bucket/prefix, hf://owner/name[@revision] or demo"
@@ -90,6 +91,11 @@ class Settings(NamedTuple):
             preload=preload,  # type: ignore[arg-type]  # checked above
             threads=count("GPT2_THREADS") or _vcpus(environ),
         )
+
+
+def local_address(environ: Mapping[str, str]) -> str:
+    """Where the local servers listen: `HOST`, or this machine alone."""
+    return environ.get("HOST") or LOOPBACK
 
 
 def is_remote(uri: str) -> bool:

@@ -20,6 +20,7 @@ DEMO = ROOT / "models" / "demo"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes long; `make test-slow` runs it")
+    config.addinivalue_line("markers", "image: needs Docker; `make image-test` runs it")
     config.addinivalue_line("markers", "reference: needs torch; `make test-reference` runs it")
     from hypothesis import settings
 

@@ -23,6 +23,25 @@ OURS = ("bootstrap.py",)
 THEIRS = ("-m", "awslambdaric", "handler.app.lambda_handler")
 
 
+NAMES = sorted(p.stem for p in (ROOT / "events").glob("*.json"))
+
+
+def assert_answered(name: str, reply: Any) -> None:
+    """What the emulator returns for the event of that name is what its source expects."""
+    kind = name.split("-")[0]
+    if kind == "unsupported":
+        assert reply["errorType"] == "UnsupportedEvent"
+    elif name == "direct-populate":  # the demo comes from nowhere
+        assert reply["error"]["param"] == "GPT2_MODEL_URI"
+    elif kind == "bad" and "statusCode" not in reply:
+        assert reply["error"]["type"]
+    elif "statusCode" in reply:
+        assert (reply["statusCode"] == 200) == (kind != "bad")
+        assert json.loads(reply["body"])
+    else:
+        assert isinstance(reply, list) or reply["timings_ms"]["total"] > 0
+
+
 def emulator_path() -> Path | None:
     """The emulator, if this machine has it."""
     found = ROOT.glob(f".venv-dev/lib/python*/site-packages/samcli/local/rapid/*rie-{MACHINE}")

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from time import monotonic
 from typing import Self
@@ -30,6 +31,13 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
             continue
         return
     raise AssertionError("the server does not listen")
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Ask again and again, for 30 seconds at most."""
+    give_up = monotonic() + 30
+    while not holds():
+        assert monotonic() < give_up, "it does not come true"
 
 
 class LoopbackServer(ThreadingHTTPServer):

@@ -76,12 +76,12 @@ def test_every_route_of_the_api_is_one_of_the_handlers(template: dict[str, Any])
 
 def test_what_the_dockerfile_copies_is_let_through_by_dockerignore() -> None:
     copied = [
-        line.split()[1]
+        line.split()[1].replace("${MODEL}", "models/none")
         for line in (ROOT / "Dockerfile").read_text().splitlines()
-        if line.startswith("COPY ")
+        if line.startswith("COPY ") and "--from" not in line
     ]
     ignore = (ROOT / ".dockerignore").read_text().split()
-    assert copied
+    assert len(copied) > 5
     for source in copied:
-        assert f"!{source}" in ignore
+        assert {f"!{source}", f"!{Path(source).parent}"} & {*ignore}, source
         assert (ROOT / source).exists()

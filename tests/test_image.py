@@ -1,0 +1,196 @@
+"""The container image under Docker: strict limits, every event, and that nothing needed is gone."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2core.pack import pack
+from scripts.slim_image import SERVICES
+from tests.conftest import DEMO, load_event
+from tests.containers import build, checkout, container, docker, post
+from tests.emulator import NAMES, assert_answered, emulator_path
+from tests.hub_server import HubServer
+from tests.s3_server import CREDENTIALS, Bucket
+
+pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
+IMAGE = "gpt2-lambda-test"
+PROMPT = {"prompt": "Once upon a time there was", "max_new_tokens": 5}
+RIE = emulator_path()
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkout(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture(scope="session")
+def image(clone: Path) -> Iterator[str]:
+    try:
+        build(IMAGE, clone)
+        yield IMAGE
+    finally:
+        subprocess.run(["docker", "rmi", "-f", IMAGE], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("volume")
+    pack(DEMO, folder)
+    folder.chmod(0o755)
+    folder.parent.chmod(0o755)  # the container's user is another
+    folder.parent.parent.chmod(0o755)
+    return folder
+
+
+def entry(*command: str) -> tuple[str, ...]:
+    """The image's entry point under AWS's emulator, which is mounted."""
+    return ("-v", f"{RIE}:/rie:ro", "--entrypoint", "/rie", *command)
+
+
+@pytest.mark.skipif(RIE is None, reason="AWS's emulator is not installed: `make test` does")
+@pytest.mark.parametrize("runtime", [[], ["awslambdaric", "handler.app.lambda_handler"]])
+def test_every_event_is_answered_under_the_emulator(image: str, runtime: list[str]) -> None:
+    command = ["python3", "-S", "bootstrap.py", *runtime]
+    with container(image, *entry(), command=command) as function:
+        replies = function.invoke(**{name: load_event(name) for name in NAMES})
+        assert "fox" not in function.logs()
+    for name in NAMES:
+        assert_answered(name, replies[name])
+
+
+def test_without_the_emulator_it_serves_the_invocations_path(image: str) -> None:
+    with container(image) as function:
+        first, second = (function.invoke(event=PROMPT)["event"] for _ in range(2))
+    assert (first["cold_start"], second["cold_start"]) == (True, False)
+    assert first["generated_text"] == second["generated_text"]
+
+
+def test_it_answers_from_outside_at_a_published_port(image: str) -> None:
+    published = ("-p", "127.0.0.1::8080")
+    with container(image, *published, command=["serve"], network="bridge") as server:
+        address = docker("port", server.name, "8080").splitlines()[0]
+        assert post(f"http://{address}/generate", PROMPT)["generated_text"]
+    with container(image, *published, network="bridge") as function:
+        address = docker("port", function.name, "8080").splitlines()[0]
+        path = "/2015-03-31/functions/function/invocations"
+        assert post(f"http://{address}{path}", PROMPT)["generated_text"]
+
+
+def test_it_is_not_root_and_can_write_nowhere_but_in_tmp(image: str) -> None:
+    with container(image) as function:
+        assert docker("exec", function.name, "id", "-u") == "65534"
+        writable = "test -w /tmp && ! test -w / && ! test -w /var/task && ! test -w /mnt/gpt2"
+        docker("exec", function.name, "sh", "-c", writable)
+
+
+def test_sigterm_stops_it(image: str) -> None:
+    with container(image) as function:
+        docker("stop", "-t", "60", function.name)
+        state = json.loads(docker("inspect", function.name))[0]["State"]
+    assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
+
+
+def test_killed_and_started_again_it_answers_the_same(image: str) -> None:
+    with container(image) as function:
+        first = function.invoke(event=PROMPT)["event"]
+        docker("kill", function.name)
+        docker("start", function.name)
+        function.wait()
+        again = function.invoke(event=PROMPT)["event"]
+    assert again["cold_start"]
+    assert again["generated_text"] == first["generated_text"]
+
+
+def test_a_volume_that_is_mounted_read_only_is_the_model(image: str, packed: Path) -> None:
+    with container(image, "-v", f"{packed}:/mnt/gpt2:ro") as function:
+        reply = function.invoke(event=PROMPT)["event"]
+    assert reply["model_source"] == "volume"
+    assert reply["generated_text"]
+
+
+def test_a_baked_model_is_found_where_a_volume_would_be(clone: Path, packed: Path) -> None:
+    shutil.copytree(packed, clone / "models" / "baked")
+    name = f"{IMAGE}-baked"
+    try:
+        build(name, clone, "--build-arg", "MODEL=models/baked")
+        with container(name) as function:
+            assert function.invoke(event=PROMPT)["event"]["model_source"] == "volume"
+    finally:
+        shutil.rmtree(clone / "models" / "baked")
+        subprocess.run(["docker", "rmi", "-f", name], capture_output=True, check=False)
+
+
+def test_the_same_input_gives_the_same_layers(image: str, clone: Path) -> None:
+    name = f"{IMAGE}-again"
+    try:
+        build(name, clone, "--no-cache")
+        layers = [json.loads(docker("inspect", n))[0]["RootFS"]["Layers"] for n in (image, name)]
+    finally:
+        subprocess.run(["docker", "rmi", "-f", name], capture_output=True, check=False)
+    assert layers[0] == layers[1]
+
+
+def test_all_bytecode_is_there_and_is_not_checked_against_its_source(image: str) -> None:
+    # PEP 552: the second word of a .pyc is 1 for a hash that is not checked.
+    code = (
+        "import pathlib, importlib.util, handler.app\n"
+        "for source in pathlib.Path('.').rglob('*.py'):\n"
+        "    compiled = pathlib.Path(importlib.util.cache_from_source(str(source)))\n"
+        "    assert compiled.read_bytes()[4:8] == b'\\1\\0\\0\\0', source\n"
+        "assert handler.app.lambda_handler.__code__.co_filename == '/var/task/handler/app.py'\n"
+    )
+    docker("run", "--rm", "--entrypoint", "python3", image, "-S", "-c", code)
+
+
+def test_what_was_removed_is_gone_and_the_clients_that_are_needed_work(image: str) -> None:
+    code = (
+        "import pathlib, boto3, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    boto3.client(name, region_name='eu-central-1')\n"
+        "root = pathlib.Path('.')\n"
+        "for pattern in ('tests', '*.pyi', '*.h', '*.a'):\n"
+        "    assert not list(root.rglob(pattern)), pattern\n"
+        "services = [p for p in root.glob('botocore/data/*') if p.is_dir()]\n"
+        "assert {p.name for p in services} == set(sys.argv[1:]), services\n"
+        "from importlib.metadata import version\n"
+        "assert version('numpy') and version('huggingface-hub')\n"
+    )
+    docker("run", "--rm", "--entrypoint", "python3", image, "-S", "-c", code, *SERVICES)
+
+
+def test_every_module_of_ours_can_be_imported(image: str) -> None:
+    code = (
+        "import pkgutil, importlib, handler, gpt2core\n"
+        "for package in (handler, gpt2core):\n"
+        "    for module in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
+        "        if not module.name.endswith('__main__'):\n"
+        "            importlib.import_module(module.name)\n"
+        "import numpy.linalg, numpy.random, numpy.fft, safetensors.numpy, tokenizers\n"
+    )
+    docker("run", "--rm", "--entrypoint", "python3", image, "-S", "-c", code)
+
+
+def environ(**values: str) -> list[str]:
+    return [word for name, value in values.items() for word in ("-e", f"{name}={value}")]
+
+
+def test_models_are_downloaded_from_s3_and_the_hub_and_packed(
+    image: str, moto: str, tmp_path: Path
+) -> None:
+    uri = Bucket(moto, "image").upload(DEMO, "demo")
+    credentials = {n: v for n, v in CREDENTIALS.items() if "FILE" not in n}
+    endpoint = f"http://{moto}"
+    run = ("run", "--rm", "--network=host", "--read-only", "--tmpfs=/tmp:size=200m")
+    fetch = ("fetch", uri, "/tmp/volume", "--pack")
+    done = docker(*run, *environ(AWS_ENDPOINT_URL_S3=endpoint, **credentials), image, *fetch)
+    assert done.startswith("/tmp/volume/revisions/")
+    shutil.copytree(DEMO, tmp_path / "hub")
+    with HubServer(tmp_path / "hub") as hub:
+        hub.cdn = hub.address.replace("127.0.0.1", "localhost")  # another origin
+        settings = environ(HF_ENDPOINT=f"http://{hub.address}", HOME="/tmp")
+        done = docker(*run, *settings, image, "fetch", "hf://owner/name", "/tmp/volume")
+    assert done.startswith("/tmp/volume/revisions/")
