@@ -1,0 +1,116 @@
+"""What an image weighs, and what of it a first answer touches.
+
+    python scripts/image_size.py IMAGE
+
+Compressed bytes (gzip, as registries keep layers) of the image's own layers, those above its base;
+what they are made of, by package; and the files that a start opens until its first answer, by
+`strace` in the unpacked image (root, and strace installed). Needs Docker.
+"""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+OWN = 2  # layers that the Dockerfile adds: dependencies, code
+LEAST_SHOWN = 200_000
+ANSWER = ["python3", "-S", "bootstrap.py", "invoke", "events/direct-generate.json"]
+OPENED = re.compile(r'openat\([^"]*"([^"]+)"[^=]*= \d+')
+
+
+def main(image: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        saved = folder / "image.tar"
+        subprocess.run(["docker", "save", "-o", saved, image], check=True)
+        layers = _layers(saved)
+        sizes = [len(gzip.compress(layer, 6, mtime=0)) for layer in layers]
+        own = sum(sizes[-OWN:])
+        print(
+            f"base {sum(sizes[:-OWN]) / 1e6:.1f} MB compressed, ours {own / 1e6:.1f} MB over it\n"
+        )
+        print("| part of ours | files | MB | MB compressed |\n|---|---|---|---|")
+        for name, (count, size, packed) in _parts(layers[-OWN:], folder).items():
+            print(f"| {name} | {count} | {size / 1e6:.1f} | {packed / 1e6:.1f} |")
+        opened = _opened(image, folder / "root")
+    if opened is None:
+        print("\nfiles touched at start: not counted, which takes root and strace")
+        return
+    total = sum(opened.values())
+    ours = sum(size for path, size in opened.items() if path.startswith("/var/task"))
+    print(f"\na first answer opens {len(opened)} files of {total / 1e6:.1f} MB,", end=" ")
+    print(f"{ours / 1e6:.1f} MB of them ours")
+
+
+def _layers(saved: Path) -> list[bytes]:
+    """Uncompressed layers, the base's first; those without content left out."""
+    with tarfile.open(saved) as archive:
+        manifest = archive.extractfile("manifest.json")
+        assert manifest
+        names = json.load(manifest)[0]["Layers"]
+        contents = [archive.extractfile(name) for name in names]
+        return [file.read() for file in contents if file]
+
+
+def _parts(layers: list[bytes], folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Files, bytes and compressed bytes by first name below /var/task, largest first."""
+    content: dict[str, bytearray] = {}
+    counts: Counter[str] = Counter()
+    for number, layer in enumerate(layers):
+        path = folder / f"layer{number}"
+        path.write_bytes(layer)
+        with tarfile.open(path) as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.isfile() else None
+                if file:
+                    name = _part(member.name)
+                    counts[name] += 1
+                    content.setdefault(name, bytearray()).extend(file.read())
+    parts = {n: (counts[n], len(c), len(gzip.compress(c, 6))) for n, c in content.items()}
+    shown = {n: p for n, p in parts.items() if p[2] >= LEAST_SHOWN}
+    rest = [p for n, p in parts.items() if n not in shown]
+    ordered = dict(sorted(shown.items(), key=lambda item: -item[1][2]))
+    ordered[f"{len(rest)} others"] = tuple(map(sum, zip(*rest, strict=True)))  # type: ignore[assignment]
+    return ordered
+
+
+def _part(path: str) -> str:
+    below = path.removeprefix("var/task/").split("/")
+    return below[0].removesuffix(".libs").partition("-")[0]
+
+
+def _opened(image: str, root: Path) -> dict[str, int] | None:
+    """Sizes of the regular files that one answer opens, by path within the image."""
+    container = subprocess.run(
+        ["docker", "create", image], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        root.mkdir()
+        exported = subprocess.Popen(["docker", "export", container], stdout=subprocess.PIPE)
+        subprocess.run(["tar", "-C", root, "-x"], stdin=exported.stdout, check=True)
+        exported.wait()
+        inside = "cd /var/task && exec " + " ".join(ANSWER)
+        command = ["strace", "-f", "-e", "trace=openat,execve", "-o", root.parent / "trace"]
+        command += ["chroot", root, "/bin/sh", "-c", inside]
+        try:
+            subprocess.run(command, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    finally:
+        subprocess.run(["docker", "rm", container], capture_output=True, check=True)
+    found = {}
+    trace = (root.parent / "trace").read_text()
+    for name in OPENED.findall(trace[trace.index("bootstrap.py") :]):
+        path = (root / "var/task" / name).resolve() if name[0] != "/" else root / name[1:]
+        if path.is_file():
+            found["/" + str(path.relative_to(root))] = path.stat().st_size
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,77 @@
+"""The function under `sam local`: every event, and the HTTP API with requests from outside."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.containers import build, checkout, post
+from tests.emulator import NAMES, assert_answered
+from tests.ports import free_ports, wait_for
+
+SAM = ROOT / ".venv-dev" / "bin" / "sam"
+IMAGE = "gpt2-lambda-test-function"
+pytestmark = [
+    pytest.mark.image,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not SAM.exists(), reason="SAM is not installed: `make test` does"),
+]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The template as `sam build` leaves it: with the name of an image that has been built."""
+    clone = checkout(tmp_path_factory.mktemp("clone"))
+    text = (clone / "template.yaml").read_text()
+    path = clone / "built.yaml"
+    path.write_text(
+        text.replace("PackageType: Image", f"PackageType: Image\n      ImageUri: {IMAGE}")
+    )
+    try:
+        build(IMAGE, clone, "--target", "function")
+        yield path
+    finally:
+        images = ["docker", "images", "-q", "--filter", f"reference={IMAGE}*"]
+        found = subprocess.run(images, capture_output=True, text=True, check=False).stdout.split()
+        subprocess.run(["docker", "rmi", "-f", *found], capture_output=True, check=False)
+
+
+def sam(template: Path, *arguments: str) -> list[str]:
+    options = ["--skip-pull-image", "--region", "eu-central-1", "-t", str(template)]
+    return [str(SAM), "local", *arguments, *options]
+
+
+@pytest.fixture(scope="module")
+def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    home = str(tmp_path_factory.mktemp("home"))
+    return {**os.environ, "SAM_CLI_TELEMETRY": "0", "HOME": home}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_event_is_answered_by_sam_local_invoke(
+    template: Path, environ: dict[str, str], name: str
+) -> None:
+    command = sam(template, "invoke", "Function", "-e", str(ROOT / "events" / f"{name}.json"))
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    assert done.stdout, done.stderr
+    assert_answered(name, json.loads(done.stdout))
+
+
+def test_start_api_answers_http(template: Path, environ: dict[str, str], tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with (tmp_path / "log").open("wb") as log:
+        command = sam(template, "start-api", "--port", str(port))
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environ)
+        try:
+            wait_for(port, server)
+            reply = post(
+                f"http://127.0.0.1:{port}/generate", {"prompt": "The", "max_new_tokens": 2}
+            )
+        finally:
+            server.terminate()
+            server.wait(60)
+    assert reply["usage"]["completion_tokens"] == 2
