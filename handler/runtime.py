@@ -76,7 +76,11 @@ class InvalidReply(Exception):
 
 
 def run(api: RuntimeApi, name: str = DEFAULT_HANDLER) -> int:
-    """Answer events for ever; returns an exit code if the function cannot start."""
+    """Answer events until nobody has any more; returns an exit code.
+
+    Raises:
+        RuntimeApiError: the Runtime API cannot be reached, or does not speak as it should.
+    """
     try:
         handler = _load(name)
     except Exception as error:  # noqa: BLE001 (reported to Lambda)
@@ -85,8 +89,15 @@ def run(api: RuntimeApi, name: str = DEFAULT_HANDLER) -> int:
         failed = _snapshot(api, name)
         if failed:
             return failed
+    answer(api, api.next(), handler)
     while True:
-        answer(api, api.next(), handler)
+        try:
+            invocation = api.next()
+        except RuntimeApiError as error:
+            if isinstance(error.__cause__, ConnectionRefusedError):
+                return 0  # an emulator that has ended: Lambda stops the whole sandbox
+            raise
+        answer(api, invocation, handler)
 
 
 def answer(api: Api, invocation: Invocation, handler: Handler) -> None:

@@ -13,8 +13,9 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from handler import runtime as runtime_module
 from handler import runtime_api
-from handler.runtime_api import RuntimeApi, RuntimeApiError
+from handler.runtime_api import Invocation, RuntimeApi, RuntimeApiError
 from tests.conftest import DEMO, ROOT, load_event
 from tests.ports import free_ports, wait_for
 from tests.runtime_api_server import (
@@ -275,6 +276,25 @@ def test_without_anybody_listening_the_error_says_so() -> None:
     (port,) = free_ports(1)
     with pytest.raises(RuntimeApiError, match="invocation/next failed"):
         RuntimeApi(f"127.0.0.1:{port}").next()
+
+
+def test_an_emulator_that_ends_after_an_event_is_no_error(
+    server: RuntimeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ending(RuntimeApi):
+        def next(self) -> Invocation:
+            if not events:
+                raise RuntimeApiError("gone") from ConnectionRefusedError()
+            return events.pop()
+
+    events = [Invocation("1", b'{"do": "calls"}', {})]
+    answered: list[bytes] = []
+    api = Ending(server.address)
+    monkeypatch.setattr(api, "respond", lambda _invocation, body, _type: answered.append(body))
+    assert runtime_module.run(api, FIXED) == 0
+    assert len(answered) == 1
+    with pytest.raises(RuntimeApiError, match="gone"):
+        runtime_module.run(api, FIXED)
 
 
 def test_an_answer_that_is_no_http_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
