@@ -183,9 +183,11 @@ def test_many_populates_of_one_volume_all_end_well(
 READ_OFTEN = """
 from handler.app import Function
 from handler.settings import Settings
-for _ in range(60):
+seen = []
+while len(seen) < 60 or len({*seen}) < 2 and len(seen) < 5000:  # until there was something to see
     function = Function(Settings(model_dir=%r, model_dir_named=True))
-    print(function.invoke({"prompt": "abc", "max_new_tokens": 5}).get("generated_text"))
+    seen.append(function.invoke({"prompt": "abc", "max_new_tokens": 5}).get("generated_text"))
+print(*seen, sep="\\n")
 """
 
 
@@ -206,6 +208,6 @@ def test_readers_never_see_anything_but_one_of_the_models_while_new_ones_are_pub
         turns += 1
         to_directory(uris[turns % 2], str(volume))
     texts = [text for reader in readers for text in said(reader).splitlines()]
-    assert len(texts) == 240
+    assert len(texts) >= 240
     assert set(texts) == {"hello", "other"}
     assert is_clean(volume, revisions=2)
