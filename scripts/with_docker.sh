@@ -17,8 +17,8 @@ daemon=$!
 stop() {
     kill "$daemon" 2>/dev/null || true
     wait "$daemon" 2>/dev/null || true
-    # What the daemon had mounted goes away with it; a remainder is not worth an error.
-    rm -rf "$folder" 2>/dev/null || true
+    umount "$folder"/exec/netns/* 2>/dev/null || true # which the daemon leaves behind
+    rm -rf "$folder" || echo "left behind: $folder" >&2
 }
 trap stop EXIT
 export DOCKER_HOST="unix://$folder/socket"
