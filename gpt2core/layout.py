@@ -9,3 +9,5 @@ VOCABULARY_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "added_
 PACKED_FILE = "packed.safetensors"
 TABLES_FILE = "tokenizer.safetensors"
 MANIFEST_FILE = "gpt2.manifest.json"
+# What a packed file says it is, and what it was made as: another number is another layout.
+PACKED_FORMAT = "gpt2-packed-2"

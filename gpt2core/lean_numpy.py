@@ -8,7 +8,7 @@ function, never by importing the package.
 """
 
 import sys
-from _thread import RLock
+from _thread import RLock, allocate_lock
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,9 @@ from typing import Any
 _DOCSTRINGS = ("numpy._core._add_newdocs", "numpy._core._add_newdocs_scalars")
 _INTERNAL = "numpy._core._internal"  # imports ctypes and ast; for structured dtypes and buffers
 
+_CORE = ("_core", "_globals", "_utils", "_expired_attrs_2_0", "version", "exceptions")
+_loading = allocate_lock()
+
 
 def load() -> None:
     """Import NumPy's core as `numpy`. Without effect once NumPy has been imported.
@@ -24,8 +27,12 @@ def load() -> None:
     Where this NumPy is not made as expected, or there is none, nothing has happened: the next
     `import numpy` is the ordinary one.
     """
-    if "numpy" in sys.modules:
-        return
+    with _loading:  # whoever comes second waits until there is something to use
+        if "numpy" not in sys.modules:
+            _load()
+
+
+def _load() -> None:
     spec = PathFinder.find_spec("numpy")
     if spec is None:
         return
@@ -38,6 +45,7 @@ def load() -> None:
         sys.modules[module.__name__] = module
     try:
         numpy.take_core()
+        sys.meta_path.insert(0, _Rest(numpy))
     except (ImportError, AttributeError):
         for module in its_own:
             _drop(module)
@@ -111,8 +119,45 @@ class _Lean(ModuleType):
         with names["_lean_loading"]:
             if type(self) is _Lean and names["_lean_ready"]:
                 names["_lean_ready"] = False  # while its __init__ runs, what is missing is missing
-                self.__loader__.exec_module(self)  # type: ignore[union-attr]
+                try:
+                    self.__loader__.exec_module(self)  # type: ignore[union-attr]
+                except BaseException:
+                    names["_lean_ready"] = True  # the next one tries again, and meets the reason
+                    raise
                 self.__class__ = ModuleType  # type: ignore[assignment]
             if type(self) is _Lean:
                 raise AttributeError(f"module 'numpy' has no attribute {name!r}")
         return getattr(self, name)
+
+
+class _Rest:
+    """Finds `numpy.linalg` and the like: NumPy's `__init__` comes first, which has an order."""
+
+    def __init__(self, numpy: _Lean) -> None:
+        self._numpy = numpy
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
+        """A spec for a submodule that NumPy's `__init__` has imported meanwhile, else None."""
+        top, _, rest = name.partition(".")
+        if top != "numpy" or rest.partition(".")[0] in _CORE:
+            return None
+        if type(self._numpy) is not _Lean or not self._numpy.__dict__["_lean_ready"]:
+            return None  # complete, or being completed
+        self._numpy.__all__  # noqa: B018 (is not there: brings the rest)
+        module = sys.modules.get(name)
+        return module and ModuleSpec(name, _Imported(module))  # type: ignore[arg-type]
+
+
+class _Imported:
+    """Loads a module that has been imported already."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    def create_module(self, _spec: ModuleSpec) -> ModuleType:
+        """The module itself."""
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing but its own spec, which the import system has replaced."""
+        module.__spec__ = self._spec

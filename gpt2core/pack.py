@@ -25,6 +25,7 @@ from gpt2core.layout import (
     INDEX_FILE,
     MANIFEST_FILE,
     PACKED_FILE,
+    PACKED_FORMAT,
     SINGLE_FILE,
     TABLES_FILE,
     TOKENIZER_FILE,
@@ -33,7 +34,6 @@ from gpt2core.layout import (
 from gpt2core.manifest import FileDigest, manifest_bytes
 from gpt2core.packed import (
     ALIGNMENT,
-    FORMAT,
     GROUP,
     PAD,
     PRECISIONS,
@@ -95,7 +95,7 @@ def pack(
     tensors = open_checkpoint(src, config)
     digests = _digests(src)
     metadata = {
-        "format": FORMAT,
+        "format": PACKED_FORMAT,
         "precision": precision,
         "config": _json(raw_config),
         "source": _json(digests),

@@ -20,8 +20,8 @@ from typing import Literal
 from gpt2core.checkpoint import Tensor, expected_shapes, open_with_metadata
 from gpt2core.config import GPT2Config
 from gpt2core.errors import CheckpointError, ConfigError
+from gpt2core.layout import PACKED_FORMAT
 
-FORMAT = "gpt2-packed-2"
 ALIGNMENT = 64  # a cache line, and the widest vector register
 GROUP = 64
 PAD = "__pad__."
@@ -77,14 +77,14 @@ def open_packed(path: str | os.PathLike[str]) -> tuple[GPT2Config, Precision, di
     """
     path = os.fspath(path)
     tensors, metadata = open_with_metadata(path)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"is not {FORMAT}: pack the model again", file=path)
+    if metadata.get("format") != PACKED_FORMAT:
+        raise CheckpointError(f"is not {PACKED_FORMAT}: pack the model again", file=path)
     precision = metadata.get("precision")
     if precision not in PRECISIONS:
         raise CheckpointError(f"has precision {ascii(precision)[:40]}", file=path)
     try:
         fields = json.loads(metadata["config"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError("holds no configuration", file=path) from error
     if not isinstance(fields, dict):
         raise ConfigError("is not an object", file=path)

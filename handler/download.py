@@ -18,6 +18,7 @@ from gpt2core.layout import (
     CONFIG_FILE,
     INDEX_FILE,
     MANIFEST_FILE,
+    PACKED_FORMAT,
     SINGLE_FILE,
     TOKENIZER_FILE,
     VOCABULARY_FILES,
@@ -202,7 +203,7 @@ class _Download:
             files, manifest = self._plan(place)
             source = self._remote.source(files)
             if self._pack:
-                source = f"{source}#{self._pack}"
+                source = f"{source}#{PACKED_FORMAT}#{self._pack}"
             published = self._published(manifest, source)
             if published:
                 return published

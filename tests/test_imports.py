@@ -154,6 +154,33 @@ def test_what_the_lean_numpy_puts_off_works_when_it_is_needed() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import numpy.linalg\nnp.linalg.inv(np.eye(2))",
+        "from numpy.linalg import norm\nassert norm([3, 4]) == 5",
+        "import numpy.testing\nnumpy.testing.assert_equal(1, 1)",
+        "import numpy.lib.format\nassert numpy.lib.format.MAGIC_PREFIX",
+        "import numpy.random\nassert np.random.default_rng(0).random() < 1",
+        "from numpy import *\nassert eye(2).sum() == 2",
+    ],
+)
+def test_a_submodule_may_be_the_first_that_is_asked_for(code: str) -> None:
+    modules_after(
+        LEAN + code + "\nassert type(np).__name__ == 'module'\n"
+        "assert np.linalg.__spec__.name == 'numpy.linalg' and np.linalg.__spec__.origin"
+    )
+
+
+def test_a_rest_that_fails_once_is_tried_again() -> None:
+    modules_after(
+        LEAN + "sys.modules['numpy.lib'] = None\n"
+        "try:\n    np.linalg\nexcept ImportError:\n    pass\n"
+        "else:\n    raise SystemExit('no error')\n"
+        "del sys.modules['numpy.lib']\nassert np.linalg.inv(np.eye(1))[0] == 1"
+    )
+
+
 def test_a_numpy_whose_name_is_missing_says_so() -> None:
     modules_after(
         LEAN + "try:\n    np.nonsense\nexcept AttributeError as error:\n"

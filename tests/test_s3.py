@@ -184,7 +184,11 @@ def test_without_any_permission_the_error_names_what_is_missing(
 
 
 def test_a_model_may_be_published_packed(
-    uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
+    uri: str,
+    proxy: FaultProxy,
+    tmp_path: Path,
+    model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from gpt2core import Engine
 
@@ -196,6 +200,8 @@ def test_a_model_may_be_published_packed(
     assert_same_weights(Engine.open(done.path), Engine.open(model_dir))
     again = to_directory(uri, str(tmp_path), pack="f32", pin=weights, show=Silent)
     assert again == done._replace(fetched=False)
+    monkeypatch.setattr("handler.download.PACKED_FORMAT", "of another version")
+    assert to_directory(uri, str(tmp_path), pack="f32", pin=weights, show=Silent).fetched
     other = to_directory(uri, str(tmp_path), pack="int8", show=Silent)
     assert other.fetched
     assert left(tmp_path) == []
