@@ -13,6 +13,7 @@ peer.lap("model")
 
 
 def generate(prompt: str, count: int) -> str:
+    llama.reset()  # it would skip what it remembers of the prompt
     ids = llama.tokenize(prompt.encode(), add_bos=False)
     new = list(islice(llama.generate(ids, temp=0.0, reset=True), count))
     assert len(new) == count

@@ -37,7 +37,7 @@ def set_threads(n: int) -> bool:
     The wheels on PyPI carry OpenBLAS under these symbol names; `OPENBLAS_NUM_THREADS` does the
     same for a process that sets it before NumPy is imported.
     """
-    import ctypes  # NumPy has loaded it already
+    import ctypes  # 2 ms
 
     core: Any = np._core._multiarray_umath  # type: ignore[attr-defined]
     library = ctypes.CDLL(core.__file__)
