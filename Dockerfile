@@ -4,18 +4,27 @@
 #   docker run --rm -p 9000:8080 gpt2-lambda            answers at the emulator's path, see README.md
 #   docker run --rm -p 8080:8080 gpt2-lambda serve      the local server
 #
-# BASE    an image with Python 3.11 or newer, glibc 2.28 or newer; with pip for the build stage.
+# BASE    an image with Python 3.11 or newer, glibc 2.28 or newer; with pip, and apt-get or dnf, for the
+#         build stage. AWS's own (public.ecr.aws/lambda/python:3.13) is one.
 # MODEL   a packed model directory within the build context that goes into the image, where a volume
 #         would be mounted; default none. With SnapStart it is then part of the snapshot.
 ARG BASE=python:3.13-slim-bookworm
 
-# ---- build: what may need pip, a compiler and a shell; nothing of it stays but /out
-FROM ${BASE} AS build
+# ---- dependencies, build: what may need pip, a compiler and a shell; nothing of it stays but /out
+FROM ${BASE} AS dependencies
+
+# For dependencies without a wheel, and for extensions.
+RUN if command -v cc; then exit 0; fi; \
+    if command -v dnf; then dnf install -y gcc; else \
+        apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev; \
+    fi
 
 # Dependencies change less often than code: their layer comes first, here and below.
 COPY requirements/image.txt /tmp/image.txt
 RUN python3 -m pip install --no-cache-dir --no-compile --require-hashes --no-deps \
         --target /out/dependencies/var/task -r /tmp/image.txt
+
+FROM dependencies AS build
 COPY scripts/slim_image.py /tmp/slim_image.py
 RUN python3 /tmp/slim_image.py /out/dependencies
 
@@ -23,7 +32,9 @@ COPY bootstrap.py /out/code/var/task/
 COPY gpt2core /out/code/var/task/gpt2core
 COPY handler /out/code/var/task/handler
 COPY events /out/code/var/task/events
-COPY models/demo /out/code/var/task/models/demo
+COPY models/demo /tmp/demo
+RUN PYTHONPATH=/out/dependencies/var/task:/out/code/var/task \
+        python3 -m gpt2core pack /tmp/demo /out/code/var/task/models/demo
 ARG MODEL=models/none
 COPY ${MODEL} /out/code/mnt/gpt2
 RUN python3 /tmp/slim_image.py /out/code
@@ -36,7 +47,9 @@ WORKDIR /var/task
 ENV HOST=0.0.0.0 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
+ARG BASE
 LABEL org.opencontainers.image.title="gpt2-lambda" \
+      org.opencontainers.image.base.name="${BASE}" \
       org.opencontainers.image.description="GPT-2 on AWS Lambda with the shortest cold start" \
       org.opencontainers.image.licenses="MIT" \
       com.amazonaws.lambda.feature.snapstart="Allow"

@@ -20,7 +20,7 @@ IMAGE = gpt2-lambda
 # Exit code 69: there is no Docker here.
 WITH_DOCKER = scripts/with_docker.sh
 
-.PHONY: image image-test image-size help run serve test test-slow test-reference check lint bench demo lock clean
+.PHONY: image image-test image-arm64-test image-size help run serve test test-slow test-reference check lint bench demo lock clean
 
 help:
 	@echo 'make run             GPT-2 answers an API Gateway event with the demo model'
@@ -30,6 +30,7 @@ help:
 	@echo 'make test-reference  against transformers and torch'
 	@echo 'make image           the container image (BASE=... for another base)'
 	@echo 'make image-test      the image under Docker'
+	@echo 'make image-arm64-test  the same for arm64, by QEMU elsewhere'
 	@echo 'make image-size      what the image weighs, and what a start touches'
 	@echo 'make check           formatting, lint and types, read-only'
 	@echo 'make lint            repairs what make check finds'
@@ -45,7 +46,7 @@ serve: $(RUN)
 	@.venv/bin/python -m handler serve
 
 test: $(TEST) $(DEV)
-	.venv/bin/python -m pytest -m 'not slow and not reference and not image'
+	.venv/bin/python -m pytest -m 'not slow and not reference and not image and not arm64'
 
 test-slow: $(TEST)
 	.venv/bin/python -m pytest -m slow
@@ -58,6 +59,9 @@ image:
 
 image-test: $(TEST) $(DEV)
 	$(WITH_DOCKER) .venv/bin/python -m pytest -m image
+
+image-arm64-test: $(TEST) $(DEV)
+	$(WITH_DOCKER) .venv/bin/python -m pytest -m arm64
 
 image-size: image
 	$(WITH_DOCKER) $(PYTHON) scripts/image_size.py $(IMAGE)

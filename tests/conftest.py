@@ -21,6 +21,9 @@ DEMO = ROOT / "models" / "demo"
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes long; `make test-slow` runs it")
     config.addinivalue_line("markers", "image: needs Docker; `make image-test` runs it")
+    config.addinivalue_line(
+        "markers", "arm64: needs Docker, and QEMU elsewhere; `make image-arm64-test` runs it"
+    )
     config.addinivalue_line("markers", "reference: needs torch; `make test-reference` runs it")
     from hypothesis import settings
 

@@ -1,6 +1,7 @@
 """Containers of the image, for the length of a `with`."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,13 +38,14 @@ def docker(*arguments: str | Path, stdin: str | None = None) -> str:
     return done.stdout.strip()
 
 
-def build(name: str, context: Path, *options: str) -> str:
+def build(name: str, context: Path, *options: str, **environ: str) -> str:
     """Build the image from a checkout; returns its id."""
     done = subprocess.run(
         [context / "scripts" / "build_image.sh", name, *options],
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | environ,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

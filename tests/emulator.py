@@ -42,10 +42,10 @@ def assert_answered(name: str, reply: Any) -> None:
         assert isinstance(reply, list) or reply["timings_ms"]["total"] > 0
 
 
-def emulator_path() -> Path | None:
-    """The emulator, if this machine has it."""
-    found = ROOT.glob(f".venv-dev/lib/python*/site-packages/samcli/local/rapid/*rie-{MACHINE}")
-    return next(found, None) if MACHINE else None
+def emulator_path(machine: str = MACHINE) -> Path | None:
+    """The emulator for this machine, or for the one that is named, if it is there."""
+    found = ROOT.glob(f".venv-dev/lib/python*/site-packages/samcli/local/rapid/*rie-{machine}")
+    return next(found, None) if machine else None
 
 
 class Emulator:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.random_model import make
+from bench.states import evict
 from gpt2core.pack import pack
 from scripts.slim_image import SERVICES
 from tests.conftest import DEMO, load_event
@@ -124,6 +126,61 @@ def test_a_baked_model_is_found_where_a_volume_would_be(clone: Path, packed: Pat
         subprocess.run(["docker", "rmi", "-f", name], capture_output=True, check=False)
 
 
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the 124M shape, as published."""
+    return make(tmp_path_factory.mktemp("124m") / "published")
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16", "int8"])
+def test_the_124m_shape_answers_within_1024_megabytes(
+    image: str, published: Path, tmp_path: Path, precision: str
+) -> None:
+    if not (published / "tokenizer.json").exists():
+        pytest.skip("the published vocabulary is not there: GPT2_TEST_DATA")
+    pack(published, tmp_path, precision)
+    for folder in (tmp_path, tmp_path.parent):
+        folder.chmod(0o755)
+    evict(tmp_path)  # pages that come in from now on are the container's
+    limits = ("--memory=1024m", "--memory-swap=1024m", "-v", f"{tmp_path}:/mnt/gpt2:ro")
+    with container(image, *limits) as function:
+        replies = [function.invoke(event=PROMPT)["event"] for _ in range(2)]
+        state = json.loads(docker("inspect", function.name))[0]["State"]
+    shutil.rmtree(tmp_path)
+    assert not state["OOMKilled"]
+    assert [reply["usage"]["completion_tokens"] for reply in replies] == [5, 5]
+    assert [reply["cold_start"] for reply in replies] == [True, False]
+
+
+# Its layout and variables, from AWS's documentation; the image itself cannot be had everywhere.
+LAID_OUT_AS_AWS_BASE = """
+FROM {base}
+RUN mkdir -p /var/lang/bin /var/runtime /var/task /opt && \
+    ln -s "$(readlink -f "$(command -v python3)")" /var/lang/bin/python3 && \
+    rm "$(command -v python3)" && \
+    ln -s /bin/false /lambda-entrypoint.sh
+ENV PATH=/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin:/usr/sbin:/sbin \
+    LD_LIBRARY_PATH=/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/task:/var/task/lib \
+    LANG=en_US.UTF-8 TZ=:/etc/localtime LAMBDA_TASK_ROOT=/var/task LAMBDA_RUNTIME_DIR=/var/runtime
+WORKDIR /var/task
+ENTRYPOINT ["/lambda-entrypoint.sh"]
+"""
+
+
+def test_a_base_laid_out_as_awss_serves_as_well(image: str, clone: Path, tmp_path: Path) -> None:
+    base, name = f"{IMAGE}-base-as-awss", f"{IMAGE}-on-base-as-awss"
+    labels = json.loads(docker("image", "inspect", "-f", "{{json .Config.Labels}}", image))
+    below = labels["org.opencontainers.image.base.name"]
+    (tmp_path / "Dockerfile").write_text(LAID_OUT_AS_AWS_BASE.format(base=below))
+    try:
+        docker("build", "-q", "-t", base, tmp_path)
+        build(name, clone, "--network=host", BASE=base)
+        with container(name, "-e", "LAMBDA_TASK_ROOT=/var/task") as function:
+            assert function.invoke(event=PROMPT)["event"]["generated_text"]
+    finally:
+        subprocess.run(["docker", "rmi", "-f", name, base], capture_output=True, check=False)
+
+
 def test_the_same_input_gives_the_same_layers(image: str, clone: Path) -> None:
     name = f"{IMAGE}-again"
     try:
@@ -160,6 +217,53 @@ def test_what_was_removed_is_gone_and_the_clients_that_are_needed_work(image: st
         "assert version('numpy') and version('huggingface-hub')\n"
     )
     docker("run", "--rm", "--entrypoint", "python3", image, "-S", "-c", code, *SERVICES)
+
+
+# Whatever lies beside the function and can be imported; names of those that cannot, as JSON.
+_IMPORT_ALL = """
+import importlib, io, json, pkgutil, sys, warnings
+warnings.simplefilter("ignore")
+out, sys.stdout = sys.stdout, io.StringIO()
+failed, found = [], 0
+def walk(path, prefix):
+    global found
+    for module in pkgutil.iter_modules(path, prefix):
+        if module.name.rpartition(".")[2] in ("__main__", "tests", "conftest"):
+            continue
+        found += 1
+        try:
+            package = importlib.import_module(module.name)
+        except BaseException:
+            failed.append(module.name)
+        else:
+            if module.ispkg:
+                walk(package.__path__, module.name + ".")
+walk([sys.argv[1]], "")
+json.dump({"found": found, "failed": failed}, out)
+"""
+
+
+def test_every_module_of_the_dependencies_that_could_be_imported_still_can(
+    image: str, clone: Path
+) -> None:
+    whole = f"{IMAGE}-dependencies"
+    place = "/out/dependencies/var/task"
+    walk = ("-S", "-c", _IMPORT_ALL)
+    try:
+        build(whole, clone, "--target", "dependencies")
+        run = ("run", "--rm", "--network=none", "-e", "HOME=/tmp", "--entrypoint", "python3")
+        before = docker(*run, "-e", f"PYTHONPATH={place}", whole, *walk, place)
+        after = docker(*run, "-e", "PYTHONPATH=/var/task", image, *walk, "/var/task")
+    finally:
+        subprocess.run(["docker", "rmi", "-f", whole], capture_output=True, check=False)
+    could_not, cannot = (set(json.loads(report)["failed"]) for report in (before, after))
+    assert json.loads(before)["found"] > 500
+    assert cannot <= could_not
+
+
+def test_no_compiler_is_left(image: str) -> None:
+    looked_for = "for name in cc gcc as ld; do ! command -v $name || exit 1; done"
+    docker("run", "--rm", "--entrypoint", "sh", image, "-c", looked_for)
 
 
 def test_every_module_of_ours_can_be_imported(image: str) -> None:
