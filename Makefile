@@ -12,6 +12,8 @@ TEST = .venv/.test
 DEV = .venv-dev/.done
 REFERENCE = .venv-reference/.done
 BENCH = .venv-bench/.done
+AUDIT = .venv-audit/.done
+CHECKOV = .venv-checkov/.done
 LLAMA = .venv-bench/.llama
 # The locks are complete: pip has nothing to resolve, and stumbles over extras where it tries to.
 INSTALL = -m pip --disable-pip-version-check install -qq --require-hashes --no-deps
@@ -20,7 +22,7 @@ IMAGE = gpt2-lambda
 # Exit code 69: there is no Docker here.
 WITH_DOCKER = scripts/with_docker.sh
 
-.PHONY: image image-test image-arm64-test image-size help run serve test test-slow test-reference check lint bench demo lock clean
+.PHONY: image image-test image-arm64-test image-size image-bench help run serve test test-slow test-reference check checkov audit lint bench demo lock clean
 
 help:
 	@echo 'make run             GPT-2 answers an API Gateway event with the demo model'
@@ -33,8 +35,11 @@ help:
 	@echo 'make image-arm64-test  the same for arm64, by QEMU elsewhere'
 	@echo 'make image-size      what the image weighs, and what a start touches'
 	@echo 'make check           formatting, lint and types, read-only'
+	@echo 'make checkov         the template under one more linter'
+	@echo 'make audit           known advisories about what the image holds'
 	@echo 'make lint            repairs what make check finds'
 	@echo 'make bench           cold start, decode and download against their peers'
+	@echo 'make image-bench     docker run to the first reply, against the image of a peer'
 	@echo 'make demo            train the demo model again, in its place (an hour)'
 	@echo 'make lock            resolve the hashed requirement files again'
 	@echo 'make clean           remove what the other targets made'
@@ -54,10 +59,11 @@ test-slow: $(TEST)
 test-reference: $(REFERENCE)
 	.venv-reference/bin/python -m pytest -m reference
 
-image:
-	$(WITH_DOCKER) scripts/build_image.sh $(IMAGE)
+image: $(AUDIT)
+	$(WITH_DOCKER) sh -c 'scripts/build_image.sh $(IMAGE) && \
+	    .venv-audit/bin/python scripts/sbom.py $(IMAGE) build/$(IMAGE).cdx.json'
 
-image-test: $(TEST) $(DEV)
+image-test: $(TEST) $(DEV) $(AUDIT)
 	$(WITH_DOCKER) .venv/bin/python -m pytest -m image
 
 image-arm64-test: $(TEST) $(DEV)
@@ -65,6 +71,16 @@ image-arm64-test: $(TEST) $(DEV)
 
 image-size: image
 	$(WITH_DOCKER) $(PYTHON) scripts/image_size.py $(IMAGE)
+
+# Advisories come from an index of packages that has them: --strict, so that none found is no pass.
+audit: $(AUDIT)
+	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/image.txt
+
+checkov: $(CHECKOV)
+	.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation -f template.yaml
+
+image-bench: $(TEST) $(DEV)
+	$(WITH_DOCKER) .venv/bin/python bench/container.py
 
 check: $(DEV)
 	.venv-dev/bin/ruff format --check .
@@ -92,13 +108,16 @@ lock: $(DEV)
 	for extra in image test reference bench dev; do \
 	    .venv-dev/bin/uv pip compile -q pyproject.toml --extra $$extra -o requirements/$$extra.txt $(LOCK_OPTIONS) || exit 1; \
 	done
+	for group in peer audit checkov; do \
+	    .venv-dev/bin/uv pip compile -q --group $$group -o requirements/$$group.txt $(LOCK_OPTIONS) || exit 1; \
+	done
 	.venv-dev/bin/uv pip compile -q pyproject.toml -o requirements/run.txt $(LOCK_OPTIONS)
 
 LOCK_OPTIONS = --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
     --no-emit-find-links --custom-compile-command 'make lock'
 
 clean:
-	rm -rf .venv .venv-dev .venv-reference .venv-bench bench/models .pytest_cache .mypy_cache .ruff_cache .hypothesis .aws-sam
+	rm -rf .venv .venv-dev .venv-reference .venv-bench .venv-audit .venv-checkov build bench/models .pytest_cache .mypy_cache .ruff_cache .hypothesis .aws-sam
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(RUN): requirements/run.txt
@@ -119,6 +138,12 @@ $(DEV): requirements/dev.txt
 	@test -x .venv-dev/bin/python || $(PYTHON) -m venv .venv-dev
 	@echo 'setting up .venv-dev (ruff, mypy, SAM with its emulator, …)' >&2
 	@.venv-dev/bin/python $(INSTALL) -r requirements/dev.txt
+	@touch $@
+
+$(AUDIT) $(CHECKOV): .venv-%/.done: requirements/%.txt
+	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	@echo 'setting up .venv-$*' >&2
+	@.venv-$*/bin/python $(INSTALL) -r requirements/$*.txt
 	@touch $@
 
 $(REFERENCE) $(BENCH): .venv-%/.done: requirements/%.txt

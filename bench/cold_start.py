@@ -83,7 +83,7 @@ def contestants() -> dict[str, Contestant]:
     published = make(MODELS / "gpt2-published").absolute()
     aligned = make(MODELS / "gpt2-aligned", aligned=True).absolute()
     found = {
-        f"ours, packed {precision}": Contestant("with_ours.py", _packed(published, precision))
+        f"ours, packed {precision}": Contestant("with_ours.py", packed_model(published, precision))
         for precision in ("f32", "bf16", "int8")
     }
     found["ours, aligned file"] = Contestant("with_ours.py", aligned)
@@ -104,7 +104,8 @@ def contestants() -> dict[str, Contestant]:
     return found
 
 
-def _packed(published: Path, precision: str) -> Path:
+def packed_model(published: Path, precision: str) -> Path:
+    """The model packed, made once."""
     folder = MODELS.absolute() / f"gpt2-packed-{precision}"
     if not (folder / "gpt2.manifest.json").exists():
         pack(published, folder, precision)

@@ -8,6 +8,7 @@ what they are made of, by package; and the files that a start opens until its fi
 """
 
 import gzip
+import io
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 OWN = 2  # layers that the Dockerfile adds: dependencies, code
 LEAST_SHOWN = 200_000
@@ -23,21 +25,25 @@ ANSWER = ["python3", "-S", "bootstrap.py", "invoke", "events/direct-generate.jso
 OPENED = re.compile(r'openat\([^"]*"([^"]+)"[^=]*= \d+')
 
 
+class Part(NamedTuple):
+    """What one package or directory adds to an image."""
+
+    files: int
+    size: int
+    compressed: int
+    """Bytes, by gzip, of all its files one after the other."""
+
+
 def main(image: str) -> None:
+    layers = _layers(image)
+    sizes = [len(gzip.compress(layer, 6, mtime=0)) for layer in layers]
+    base, own = sum(sizes[:-OWN]), sum(sizes[-OWN:])
+    print(f"base {base / 1e6:.1f} MB compressed, ours {own / 1e6:.1f} MB over it\n")
+    print("| part of ours | files | MB | MB compressed |\n|---|---|---|---|")
+    for name, part in _shown(parts(layers[-OWN:])).items():
+        print(f"| {name} | {part.files} | {part.size / 1e6:.1f} | {part.compressed / 1e6:.1f} |")
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        saved = folder / "image.tar"
-        subprocess.run(["docker", "save", "-o", saved, image], check=True)
-        layers = _layers(saved)
-        sizes = [len(gzip.compress(layer, 6, mtime=0)) for layer in layers]
-        own = sum(sizes[-OWN:])
-        print(
-            f"base {sum(sizes[:-OWN]) / 1e6:.1f} MB compressed, ours {own / 1e6:.1f} MB over it\n"
-        )
-        print("| part of ours | files | MB | MB compressed |\n|---|---|---|---|")
-        for name, (count, size, packed) in _parts(layers[-OWN:], folder).items():
-            print(f"| {name} | {count} | {size / 1e6:.1f} | {packed / 1e6:.1f} |")
-        opened = _opened(image, folder / "root")
+        opened = _opened(image, Path(place) / "root")
     if opened is None:
         print("\nfiles touched at start: not counted, which takes root and strace")
         return
@@ -47,36 +53,45 @@ def main(image: str) -> None:
     print(f"{ours / 1e6:.1f} MB of them ours")
 
 
-def _layers(saved: Path) -> list[bytes]:
-    """Uncompressed layers, the base's first; those without content left out."""
-    with tarfile.open(saved) as archive:
-        manifest = archive.extractfile("manifest.json")
-        assert manifest
-        names = json.load(manifest)[0]["Layers"]
-        contents = [archive.extractfile(name) for name in names]
-        return [file.read() for file in contents if file]
+def own_layers(image: str) -> list[bytes]:
+    """Uncompressed layers of an image above its base, as tar archives."""
+    return _layers(image)[-OWN:]
 
 
-def _parts(layers: list[bytes], folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Files, bytes and compressed bytes by first name below /var/task, largest first."""
+def parts(layers: list[bytes]) -> dict[str, Part]:
+    """What layers are made of, by first name below /var/task, largest first."""
     content: dict[str, bytearray] = {}
     counts: Counter[str] = Counter()
-    for number, layer in enumerate(layers):
-        path = folder / f"layer{number}"
-        path.write_bytes(layer)
-        with tarfile.open(path) as archive:
+    for layer in layers:
+        with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
             for member in archive:
                 file = archive.extractfile(member) if member.isfile() else None
                 if file:
                     name = _part(member.name)
                     counts[name] += 1
                     content.setdefault(name, bytearray()).extend(file.read())
-    parts = {n: (counts[n], len(c), len(gzip.compress(c, 6))) for n, c in content.items()}
-    shown = {n: p for n, p in parts.items() if p[2] >= LEAST_SHOWN}
-    rest = [p for n, p in parts.items() if n not in shown]
-    ordered = dict(sorted(shown.items(), key=lambda item: -item[1][2]))
-    ordered[f"{len(rest)} others"] = tuple(map(sum, zip(*rest, strict=True)))  # type: ignore[assignment]
-    return ordered
+    found = {n: Part(counts[n], len(c), len(gzip.compress(c, 6))) for n, c in content.items()}
+    return dict(sorted(found.items(), key=lambda item: -item[1].compressed))
+
+
+def _shown(found: dict[str, Part]) -> dict[str, Part]:
+    """Small parts are shown as one."""
+    shown = {n: p for n, p in found.items() if p.compressed >= LEAST_SHOWN}
+    rest = [p for n, p in found.items() if n not in shown]
+    return shown | {f"{len(rest)} others": Part(*map(sum, zip(*rest, strict=True)))}
+
+
+def _layers(image: str) -> list[bytes]:
+    """Uncompressed layers, the base's first; those without content left out."""
+    with tempfile.TemporaryDirectory() as place:
+        saved = Path(place) / "image.tar"
+        subprocess.run(["docker", "save", "-o", saved, image], check=True)
+        with tarfile.open(saved) as archive:
+            manifest = archive.extractfile("manifest.json")
+            assert manifest
+            names = json.load(manifest)[0]["Layers"]
+            contents = [archive.extractfile(name) for name in names]
+            return [file.read() for file in contents if file]
 
 
 def _part(path: str) -> str:

@@ -36,8 +36,8 @@ def unneeded(tree: Path) -> list[Path]:
     for package in ("botocore", "boto3"):
         services = [path for path in tree.glob(f"{package}/data/*") if path.is_dir()]
         found += [path for path in services if path.name not in SERVICES]
-    there = sorted({path for path in found if path.exists()})
-    return [path for path in there if not any(other in path.parents for other in there)]
+    there = {path for path in found if path.exists()}
+    return sorted(path for path in there if there.isdisjoint(path.parents))
 
 
 def slim(root: Path) -> None:

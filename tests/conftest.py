@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.s3_server import CREDENTIALS, Bucket, moto_server
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "models" / "demo"
+IMAGE = "gpt2-lambda-test"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,6 +31,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
     settings.register_profile("quick", deadline=None, derandomize=True, max_examples=100)
     settings.load_profile("quick")
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as a clean clone has it."""
+    from tests.containers import checkout
+
+    return checkout(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture(scope="session")
+def image(clone: Path) -> Iterator[str]:
+    """The name of the image, built from a clean clone."""
+    from tests.containers import build
+
+    try:
+        build(IMAGE, clone)
+        yield IMAGE
+    finally:
+        subprocess.run(["docker", "rmi", "-f", IMAGE], capture_output=True, check=False)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,30 +11,15 @@ from bench.random_model import make
 from bench.states import evict
 from gpt2core.pack import pack
 from scripts.slim_image import SERVICES
-from tests.conftest import DEMO, load_event
-from tests.containers import build, checkout, container, docker, post
+from tests.conftest import DEMO, IMAGE, load_event
+from tests.containers import build, container, docker, post
 from tests.emulator import NAMES, assert_answered, emulator_path
 from tests.hub_server import HubServer
 from tests.s3_server import CREDENTIALS, Bucket
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
-IMAGE = "gpt2-lambda-test"
 PROMPT = {"prompt": "Once upon a time there was", "max_new_tokens": 5}
 RIE = emulator_path()
-
-
-@pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkout(tmp_path_factory.mktemp("clone"))
-
-
-@pytest.fixture(scope="session")
-def image(clone: Path) -> Iterator[str]:
-    try:
-        build(IMAGE, clone)
-        yield IMAGE
-    finally:
-        subprocess.run(["docker", "rmi", "-f", IMAGE], capture_output=True, check=False)
 
 
 @pytest.fixture(scope="session")
@@ -228,7 +212,7 @@ failed, found = [], 0
 def walk(path, prefix):
     global found
     for module in pkgutil.iter_modules(path, prefix):
-        if module.name.rpartition(".")[2] in ("__main__", "tests", "conftest"):
+        if module.name.rpartition(".")[2] in ("__main__", "bootstrap", "tests", "conftest"):
             continue
         found += 1
         try:

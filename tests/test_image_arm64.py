@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.containers import build, checkout, container, docker
+from tests.containers import build, container, docker
 from tests.emulator import emulator_path
 
 IMAGE = "gpt2-lambda-test-arm64"
@@ -28,11 +28,6 @@ import collections, pathlib
 heads = (path.open("rb").read(20) for path in pathlib.Path("/var/task").rglob("*.so*"))
 print(*{int.from_bytes(head[18:20], "little") for head in heads if head[:4] == b"\\x7fELF"})
 """
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkout(tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture(scope="module")
