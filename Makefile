@@ -77,7 +77,7 @@ audit: $(AUDIT)
 	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/image.txt
 
 checkov: $(CHECKOV)
-	.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation -f template.yaml
+	.venv-checkov/bin/checkov --quiet --compact --skip-download --framework cloudformation -f template.yaml templates/*.yaml
 
 image-bench: $(TEST) $(DEV)
 	$(WITH_DOCKER) .venv/bin/python bench/container.py

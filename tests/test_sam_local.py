@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from gpt2core.pack import pack
+from tests.conftest import DEMO, ROOT
 from tests.containers import build, checkout, post
 from tests.emulator import NAMES, assert_answered
 from tests.ports import free_ports, wait_for
@@ -59,6 +60,24 @@ def test_every_event_is_answered_by_sam_local_invoke(
     done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
     assert done.stdout, done.stderr
     assert_answered(name, json.loads(done.stdout))
+
+
+def test_a_directory_of_this_machine_serves_as_the_volume(
+    template: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
+    # SAM mounts nothing into an image but what it takes for a debugger: see README.md.
+    pack(DEMO, tmp_path / "packed")
+    for folder in (tmp_path, tmp_path / "packed"):
+        folder.chmod(0o755)
+    variables = {"Parameters": {"GPT2_MODEL_DIR": "/tmp/lambci_debug_files"}}
+    (tmp_path / "env.json").write_text(json.dumps(variables))
+    (port,) = free_ports(1)
+    command = sam(template, "invoke", "Function", "-e", str(ROOT / "events/direct-generate.json"))
+    command += ["-d", str(port), "--debugger-path", str(tmp_path / "packed")]
+    command += ["--env-vars", str(tmp_path / "env.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
+    assert done.stdout, done.stderr
+    assert json.loads(done.stdout)["model_source"] == "volume"
 
 
 def test_start_api_answers_http(template: Path, environ: dict[str, str], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import yaml
 from tests.conftest import ROOT
 
 SAM = ROOT / ".venv-dev" / "bin" / "sam"
+TEMPLATES = ("template.yaml", "templates/volume.yaml")
 
 
 class _Loader(yaml.SafeLoader):
@@ -27,17 +28,30 @@ def _function(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
 _Loader.add_multi_constructor("!", _function)
 
 
-@pytest.fixture(scope="module")
-def template() -> dict[str, Any]:
-    loaded = yaml.load((ROOT / "template.yaml").read_text(), _Loader)
+def load(name: str) -> dict[str, Any]:
+    loaded = yaml.load((ROOT / name).read_text(), _Loader)
     assert isinstance(loaded, dict)
     return loaded
 
 
+@pytest.fixture(scope="module")
+def template() -> dict[str, Any]:
+    return load("template.yaml")
+
+
+@pytest.fixture(scope="module")
+def volume() -> dict[str, Any]:
+    """Resources of the nested stack."""
+    resources = load("templates/volume.yaml")["Resources"]
+    assert isinstance(resources, dict)
+    return resources
+
+
 @pytest.mark.skipif(not SAM.exists(), reason="SAM is not installed: `make test` does")
-def test_sam_finds_the_template_valid(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_sam_finds_the_template_valid(tmp_path: Path, name: str) -> None:
     done = subprocess.run(
-        [SAM, "validate", "--lint", "--region", "eu-central-1", "-t", ROOT / "template.yaml"],
+        [SAM, "validate", "--lint", "--region", "eu-central-1", "-t", ROOT / name],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -48,8 +62,9 @@ def test_sam_finds_the_template_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SAM.exists(), reason="SAM is not installed: `make test` does")
-def test_cfn_lint_finds_nothing() -> None:
-    lint = [SAM.with_name("cfn-lint"), "-r", "eu-central-1", "--", ROOT / "template.yaml"]
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_cfn_lint_finds_nothing(name: str) -> None:
+    lint = [SAM.with_name("cfn-lint"), "-r", "eu-central-1", "--", ROOT / name]
     done = subprocess.run(lint, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -121,28 +136,77 @@ def test_every_setting_of_the_template_is_one_that_the_function_reads(
     assert all(f'"{name}"' in read for name in variables)
 
 
-def test_the_volume_is_encrypted_and_only_the_function_reaches_it(
-    template: dict[str, Any],
+def test_both_kinds_of_volume_are_encrypted_and_used_as_an_ordinary_user(
+    volume: dict[str, Any],
 ) -> None:
-    resources = template["Resources"]
-    assert resources["FileSystem"]["Properties"]["Encrypted"] is True
-    (ingress,) = resources["VolumeSecurityGroup"]["Properties"]["SecurityGroupIngress"]
+    assert volume["FileSystem"]["Properties"]["Encrypted"] is True
+    (encryption,) = volume["Bucket"]["Properties"]["BucketEncryption"][
+        "ServerSideEncryptionConfiguration"
+    ]
+    assert encryption["ServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
+    for name in ("AccessPoint", "S3AccessPoint"):
+        assert int(volume[name]["Properties"]["PosixUser"]["Uid"]) > 0
+
+
+def test_only_the_function_reaches_the_volume_and_nothing_the_function(
+    volume: dict[str, Any],
+) -> None:
+    (ingress,) = volume["VolumeSecurityGroup"]["Properties"]["SecurityGroupIngress"]
     assert ingress["SourceSecurityGroupId"] == {"Ref": "FunctionSecurityGroup"}
-    assert "CidrIp" not in ingress
-    point = resources["AccessPoint"]["Properties"]
-    assert int(point["PosixUser"]["Uid"]) > 0
+    assert (ingress["FromPort"], ingress["ToPort"], "CidrIp" in ingress) == (2049, 2049, False)
+    assert "SecurityGroupIngress" not in volume["FunctionSecurityGroup"]["Properties"]
+    targets = [r for r in volume.values() if r["Type"].endswith("::MountTarget")]
+    assert len(targets) == 4
+    for target in targets:
+        assert target["Properties"]["SecurityGroups"] == [{"Ref": "VolumeSecurityGroup"}]
 
 
-def test_nothing_that_is_allowed_is_a_star(template: dict[str, Any]) -> None:
+def test_what_belongs_to_one_kind_of_volume_is_not_made_for_the_other(
+    volume: dict[str, Any],
+) -> None:
+    for name, resource in volume.items():
+        kind = resource["Type"]
+        if not kind.startswith("AWS::EC2::"):
+            assert resource["Condition"] == ("IsEfs" if "::EFS::" in kind else "IsS3Files"), name
+
+
+def test_the_bucket_is_private_versioned_and_outlives_its_stack(volume: dict[str, Any]) -> None:
+    bucket = volume["Bucket"]
+    assert all(bucket["Properties"]["PublicAccessBlockConfiguration"].values())
+    assert bucket["Properties"]["VersioningConfiguration"]["Status"] == "Enabled"
+    assert bucket["UpdateReplacePolicy"] == "Retain"
+
+
+def statements(template: dict[str, Any], volume: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every statement that allows something."""
     policies = template["Resources"]["Function"]["Properties"]["Policies"]
-    statements = [s for policy in policies for s in policy["If"][1]["Statement"]]
-    assert len(statements) == 3
-    for statement in statements:
+    found = [s for policy in policies for s in policy["If"][1]["Statement"]]
+    (policy,) = volume["SynchronizationRole"]["Properties"]["Policies"]
+    return [*found, *policy["PolicyDocument"]["Statement"]]
+
+
+def test_nothing_that_is_allowed_is_a_star(
+    template: dict[str, Any], volume: dict[str, Any]
+) -> None:
+    allowed = statements(template, volume)
+    assert len(allowed) == 8
+    for statement in allowed:
         assert statement["Effect"] == "Allow"
         actions = statement["Action"]
+        if isinstance(actions, dict):
+            actions = [action for choice in actions["If"][1:] for action in choice]
         for action in [actions] if isinstance(actions, str) else actions:
             assert "*" not in action
         assert statement["Resource"] != "*"
+
+
+def test_only_s3_files_may_take_the_role_that_writes_into_the_bucket(
+    volume: dict[str, Any],
+) -> None:
+    trust = volume["SynchronizationRole"]["Properties"]["AssumeRolePolicyDocument"]
+    (statement,) = trust["Statement"]
+    assert statement["Principal"] == {"Service": "elasticfilesystem.amazonaws.com"}
+    assert statement["Condition"]["StringEquals"]["aws:SourceAccount"] == {"Ref": "AWS::AccountId"}
 
 
 def test_all_logs_end(template: dict[str, Any]) -> None:
