@@ -1,11 +1,13 @@
 """`Engine`: a model directory, opened. The only object of the core that lives between requests."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from gpt2core import generate as generation
+from gpt2core.batch import Prompt, generate_rows
 from gpt2core.checkpoint import Tensor, open_checkpoint
 from gpt2core.config import GPT2Config
 from gpt2core.errors import (
@@ -138,34 +140,50 @@ class Engine:
         Arguments and errors as for `generate`; errors come before this returns.
         """
         self.read_ahead()
-        stops = (stop,) if isinstance(stop, str) else stop
-        if not isinstance(stops, (list, tuple)) or not all(isinstance(s, str) and s for s in stops):
-            raise InvalidArgument("stop must be a non-empty string or several", param="stop")
-        if deadline is not None and not isinstance(deadline, (int, float)):
-            raise InvalidArgument(
-                f"deadline is {deadline!r}, not a number of seconds", param="deadline"
-            )
+        stops = _checked_stops(stop)
+        _check_deadline(deadline)
         _check_count(max_new_tokens)
-        ids = self.encode_prompt(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        ids = self._prompt_ids(prompt)
         return generation.stream(
-            self._weights, self.config, self.tokenizer, ids, max_new_tokens, tuple(stops), deadline
+            self._weights, self.config, self.tokenizer, ids, max_new_tokens, stops, deadline
         )
 
     def generate_batch(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[int]],
         max_new_tokens: int = 20,
         stop: str | Sequence[str] = (),
         deadline: float | None = None,
     ) -> list[Generation]:
-        """Continue every prompt, one after the other; arguments and errors as for `generate`.
+        """Continue every prompt, all of them together; arguments and errors as for `generate`.
 
-        All prompts are checked before the first is continued.
+        All prompts are checked before the first is continued. Each is continued as it would be
+        alone, wherever the two best logits differ by more than rounding does.
         """
         if isinstance(prompts, (str, bytes)):
             raise InvalidArgument("prompts is one string, not a list of them", param="prompts")
-        streams = [self.stream(prompt, max_new_tokens, stop, deadline) for prompt in prompts]
-        return [generation.collect(items) for items in streams]
+        stops = _checked_stops(stop)
+        _check_deadline(deadline)
+        _check_count(max_new_tokens)
+        rows = [
+            Prompt(i, self._prompt_ids(prompt), max_new_tokens, stops)
+            for i, prompt in enumerate(prompts)
+        ]
+        done = dict(self.generate_rows(rows, deadline))
+        return [done[i] for i in range(len(rows))]
+
+    def generate_rows(
+        self, prompts: Iterable[Prompt], deadline: float | None = None, *, partial: bool = True
+    ) -> Iterator[tuple[Any, Generation]]:
+        """Continue `batch.Prompt`s as they come; yield (key, `Generation`) as each is finished.
+
+        For prompts without end, or of different lengths and stops: see `batch.generate_rows`. Their
+        ids are those of `encode_prompt`, and are not checked again.
+        """
+        self.read_ahead()
+        return generate_rows(
+            self._weights, self.config, self.tokenizer, prompts, deadline, partial=partial
+        )
 
     def generate_ids(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
         """The new ids after `ids`, greedily, up to the end-of-text token (left out) or the context.
@@ -189,6 +207,9 @@ class Engine:
         """
         self.read_ahead()
         return all_logits(self._weights, self.config, self._checked(ids))
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        return self.encode_prompt(prompt) if isinstance(prompt, str) else self._checked(prompt)
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
@@ -242,6 +263,20 @@ def _open_weights(path: str, precision: str) -> tuple[GPT2Config, dict[str, Tens
         f"precision {precision!r} cannot be had from {path}, which holds {held}: pack it again",
         param="precision",
     )
+
+
+def _checked_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stops, (list, tuple)) or not all(isinstance(s, str) and s for s in stops):
+        raise InvalidArgument("stop must be a non-empty string or several", param="stop")
+    return tuple(stops)
+
+
+def _check_deadline(deadline: float | None) -> None:
+    if deadline is not None and not isinstance(deadline, (int, float)):
+        raise InvalidArgument(
+            f"deadline is {deadline!r}, not a number of seconds", param="deadline"
+        )
 
 
 def _check_count(max_new_tokens: int) -> None:

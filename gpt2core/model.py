@@ -4,8 +4,8 @@ Formulas: Radford et al. 2019, "Language Models are Unsupervised Multitask Learn
 arrangement of the published code (https://github.com/openai/gpt-2, `src/model.py`).
 
 Axes, used everywhere:
-    n_seq   positions that go in now
-    n_kv    positions in the cache, these included
+    n_seq   positions that go in now, of all sequences one after the other
+    n_kv    positions in a sequence's cache, its new ones included
     n_embd, n_head, n_inner, n_positions, vocab_size   as in `GPT2Config`
     head_dim = n_embd / n_head
 """
@@ -27,6 +27,11 @@ PREFILL_ROWS = 256
 
 class KVCache:
     """Keys and values of every layer for one sequence, allocated once for `capacity` positions."""
+
+    @staticmethod
+    def nbytes(config: GPT2Config, capacity: int) -> int:
+        """What a cache of so many positions takes."""
+        return 4 * 2 * config.n_layer * config.n_embd * capacity
 
     def __init__(self, config: GPT2Config, capacity: int) -> None:
         shape = (config.n_layer, config.n_head, capacity, config.head_dim)
@@ -132,28 +137,36 @@ def causal_mask(n_seq: int) -> Float32 | None:
 def attention(
     x: Float32,
     attn: Attention,
-    keys: Float32,
-    values: Float32,
-    n_past: int,
-    mask: Float32 | None,
+    layer: int,
+    caches: Sequence[KVCache],
+    masks: Sequence[Float32 | None],
+    lengths: Sequence[int],
     scale: float,
 ) -> Float32:
-    """x [n_seq, n_embd] -> [n_seq, n_embd]; writes its keys and values into the cache.
+    """x [n_seq, n_embd] -> [n_seq, n_embd]; writes block `layer`'s keys and values into the caches.
 
-    `keys`, `values`: this layer's cache [n_head, capacity, head_dim], filled up to `n_past`.
+    The first `lengths[0]` rows of `x` go on with the sequence of `caches[0]`, and so on: the
+    sequences share the products with the weights, and each looks only at itself.
     """
     n_seq, n_embd = x.shape
-    n_head, _, head_dim = keys.shape
-    n_kv = n_past + n_seq
-    qkv = linear(x, *attn.c_attn).reshape(n_seq, 3, n_head, head_dim).transpose(1, 2, 0, 3)
-    keys[:, n_past:n_kv], values[:, n_past:n_kv] = qkv[1], qkv[2]
-    # [n_head, n_seq, head_dim] @ [n_head, head_dim, n_kv] -> [n_head, n_seq, n_kv]
-    scores = np.matmul(qkv[0] * np.float32(scale), keys[:, :n_kv].transpose(0, 2, 1))
-    if mask is not None:
-        scores[:, :, n_past:] += mask
-    # [n_head, n_seq, n_kv] @ [n_head, n_kv, head_dim] -> [n_head, n_seq, head_dim]
-    heads = np.matmul(softmax(scores), values[:, :n_kv])
-    return linear(heads.transpose(1, 0, 2).reshape(n_seq, n_embd), *attn.c_proj)
+    n_head, _, head_dim = caches[0].keys[layer].shape
+    qkv = linear(x, *attn.c_attn).reshape(n_seq, 3, n_head, head_dim)
+    qkv[:, 0] *= np.float32(scale)
+    heads: Float32 = np.empty((n_seq, n_head, head_dim), np.float32)
+    begin = 0
+    for cache, mask, length in zip(caches, masks, lengths, strict=True):
+        end, n_past = begin + length, cache.n_kv
+        n_kv = n_past + length
+        keys, values = cache.keys[layer], cache.values[layer]
+        query, keys[:, n_past:n_kv], values[:, n_past:n_kv] = qkv[begin:end].transpose(1, 2, 0, 3)
+        # [n_head, length, head_dim] @ [n_head, head_dim, n_kv] -> [n_head, length, n_kv]
+        scores = np.matmul(query, keys[:, :n_kv].transpose(0, 2, 1))
+        if mask is not None:
+            scores[:, :, n_past:] += mask
+        # [n_head, length, n_kv] @ [n_head, n_kv, head_dim] -> [n_head, length, head_dim]
+        heads[begin:end] = np.matmul(softmax(scores), values[:, :n_kv]).transpose(1, 0, 2)
+        begin = end
+    return linear(heads.reshape(n_seq, n_embd), *attn.c_proj)
 
 
 def feed_forward(x: Float32, mlp: MLP, activation: Callable[[Float32], Float32]) -> Float32:
@@ -168,28 +181,33 @@ def attention_scale(config: GPT2Config, layer: int) -> float:
 
 
 def hidden_states(
-    weights: Weights, config: GPT2Config, ids: Sequence[int], cache: KVCache
+    weights: Weights,
+    config: GPT2Config,
+    sequences: Sequence[Sequence[int]],
+    caches: Sequence[KVCache],
 ) -> Float32:
-    """ids [n_seq] at the positions after those in the cache -> [n_seq, n_embd], before `ln_f`."""
-    n_seq, n_past = len(ids), cache.n_kv
+    """New ids of each sequence, at the positions after those in its cache, one pass for all.
+
+    -> [n_seq, n_embd], before `ln_f`: the rows of the first sequence, then of the second, ….
+    """
+    lengths = [len(ids) for ids in sequences]
     epsilon = config.layer_norm_epsilon
     activation = ACTIVATIONS[config.activation_function]
-    mask = causal_mask(n_seq)
-    x = weights.embed(np.asarray(ids), n_past)
+    masks = [causal_mask(length) for length in lengths]
+    embedded = [
+        weights.embed(np.asarray(ids), cache.n_kv)
+        for ids, cache in zip(sequences, caches, strict=True)
+    ]
+    x = embedded[0] if len(embedded) == 1 else np.concatenate(embedded)
     for i in range(config.n_layer):
         block: Block = weights.block(i)
         scale = attention_scale(config, i)
         x += attention(
-            layer_norm(x, block.ln_1, epsilon),
-            block.attn,
-            cache.keys[i],
-            cache.values[i],
-            n_past,
-            mask,
-            scale,
+            layer_norm(x, block.ln_1, epsilon), block.attn, i, caches, masks, lengths, scale
         )
         x += feed_forward(layer_norm(x, block.ln_2, epsilon), block.mlp, activation)
-    cache.n_kv = n_past + n_seq
+    for cache, length in zip(caches, lengths, strict=True):
+        cache.n_kv += length
     return x
 
 
@@ -220,14 +238,16 @@ def prefill(
     for begin in range(0, len(ids), PREFILL_ROWS):
         if begin and deadline is not None and monotonic() >= deadline:
             return None
-        x = hidden_states(weights, config, ids[begin : begin + PREFILL_ROWS], cache)
+        x = hidden_states(weights, config, [ids[begin : begin + PREFILL_ROWS]], [cache])
     scores: Float32 = logits(weights, config, x[-1:])[0]
     return scores
 
 
 def decode(weights: Weights, config: GPT2Config, token: int, cache: KVCache) -> Float32:
     """Put one token into the cache -> logits of the next [vocab_size]."""
-    scores: Float32 = logits(weights, config, hidden_states(weights, config, (token,), cache))[0]
+    scores: Float32 = logits(weights, config, hidden_states(weights, config, [(token,)], [cache]))[
+        0
+    ]
     return scores
 
 
@@ -237,6 +257,6 @@ def all_logits(weights: Weights, config: GPT2Config, ids: Sequence[int]) -> Floa
     scores: Float32 = np.empty((len(ids), config.vocab_size), np.float32)
     for begin in range(0, len(ids), PREFILL_ROWS):
         rows = ids[begin : begin + PREFILL_ROWS]
-        x = hidden_states(weights, config, rows, cache)
+        x = hidden_states(weights, config, [rows], [cache])
         scores[begin : begin + len(rows)] = logits(weights, config, x)
     return scores

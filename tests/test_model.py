@@ -56,7 +56,7 @@ def test_chunks_of_any_size_through_prefill_give_the_same_logits(
         gpt2.logits(
             engine._weights,
             engine.config,
-            gpt2.hidden_states(engine._weights, engine.config, ids[i : i + chunk], cache),
+            gpt2.hidden_states(engine._weights, engine.config, [ids[i : i + chunk]], [cache]),
         )
         for i in range(0, len(ids), chunk)
     ]
