@@ -87,7 +87,7 @@ def generate_rows(
     weights: Weights,
     config: GPT2Config,
     tokenizer: Tokenizer,
-    prompts: Iterable[Prompt],
+    prompts: Iterable[Prompt | None],
     deadline: float | None = None,
     *,
     partial: bool = True,
@@ -97,7 +97,8 @@ def generate_rows(
     """Continue all prompts greedily; yield (key, `Generation`) as each is finished.
 
     Prompts are taken from their iterable only when there is room: at most `max_rows` at once, and
-    no more than fit `max_cache_bytes` of keys and values, but always one. Ids are those that each
+    no more than fit `max_cache_bytes` of keys and values, but always one. None among them means
+    that there is none just now: it is asked again after the next pass. Ids are those that each
     prompt alone would give, wherever the two best logits differ by more than rounding does.
 
     No pass starts that would, by the time the last one took, end after `deadline`
@@ -108,14 +109,21 @@ def generate_rows(
     waiting = iter(prompts)
     rows: list[_Row] = []
     ahead: Prompt | None = None  # taken out, not begun
+    more = True
     pass_s = 0.0
     begun = time.monotonic()
     late = False
     while True:
-        while not late and len(rows) < max_rows:
-            ahead = ahead or next(waiting, None)
+        while more and not late and len(rows) < max_rows:
             if ahead is None:
-                break
+                try:
+                    ahead = next(waiting)
+                except StopIteration:
+                    more = False
+            if ahead is None:
+                if rows or not more:
+                    break
+                continue
             budget = _budget(ahead, config)
             if budget <= 0:
                 yield ahead.key, Generation("", [], len(ahead.ids), "length", 0.0, 0.0)
@@ -140,9 +148,9 @@ def generate_rows(
     for row in rows:
         yield row.key, row.finish("deadline")
     if partial:
-        for left in [ahead] if ahead else []:
-            yield left.key, Generation("", [], len(left.ids), "deadline", 0.0, 0.0)
-        for left in waiting:
+        if ahead:
+            yield ahead.key, Generation("", [], len(ahead.ids), "deadline", 0.0, 0.0)
+        for left in filter(None, waiting):
             yield left.key, Generation("", [], len(left.ids), "deadline", 0.0, 0.0)
 
 

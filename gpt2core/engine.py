@@ -173,7 +173,11 @@ class Engine:
         return [done[i] for i in range(len(rows))]
 
     def generate_rows(
-        self, prompts: Iterable[Prompt], deadline: float | None = None, *, partial: bool = True
+        self,
+        prompts: Iterable[Prompt | None],
+        deadline: float | None = None,
+        *,
+        partial: bool = True,
     ) -> Iterator[tuple[Any, Generation]]:
         """Continue `batch.Prompt`s as they come; yield (key, `Generation`) as each is finished.
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from gpt2core import lean_numpy, read_ahead
 from gpt2core.errors import GPT2Error, ModelError
 from handler import events, replies
-from handler.dialects import DEFAULT_NEW_TOKENS, Request, shown
-from handler.errors import InternalError, LimitExceeded
+from handler.errors import InternalError
+from handler.generation import complete
 from handler.model_source import ModelSource, candidates, populate
 from handler.settings import Settings
 from handler.timings import Timings, seconds_since_process_start
@@ -85,7 +85,8 @@ class Function:
         try:
             job = events.parse(event, source)
             if job.request:
-                completions = self._generate(job.request, deadline, timings)
+                engine = self.open(timings, deadline)
+                completions = complete(engine, self.settings, job.request, deadline, timings)
                 return replies.generated(source, job.request, completions, report())
             if job.action == "health":
                 return replies.health(source, report())
@@ -162,54 +163,6 @@ class Function:
         timings.skip()
         engine.generate_ids([0], 1)
         timings.lap("prefill")
-
-    def _generate(
-        self, request: Request, deadline: float | None, timings: Timings
-    ) -> list[replies.Completion]:
-        engine = self.open(timings, deadline)
-        context = engine.config.n_positions
-        new_tokens = _within_limit(request, min(self.settings.max_new_tokens or context, context))
-        prompts = [
-            self._encode(
-                engine,
-                prompt,
-                f"{request.prompt_param}[{i}]" if request.is_list else request.prompt_param,
-            )
-            for i, prompt in enumerate(request.prompts)
-        ]
-        completions = []
-        for prompt, ids in zip(request.prompts, prompts, strict=True):
-            done = engine.generate(ids, new_tokens, request.stop, deadline)
-            timings.add("prefill", done.prefill_s)
-            timings.add("decode", done.decode_s)
-            completions.append(
-                replies.Completion(
-                    prompt, done.text, done.ids, done.prompt_tokens, done.finish_reason
-                )
-            )
-        return completions
-
-    def _encode(self, engine: "Engine", prompt: str, param: str) -> list[int]:
-        """Prompt ids within the limits; an error names the prompt by its field."""
-        try:
-            return engine.encode_prompt(prompt, self.settings.max_prompt_tokens)
-        except GPT2Error as error:
-            if error.param == "prompt":
-                error.param = param
-            raise
-
-
-def _within_limit(request: Request, limit: int) -> int:
-    """The request's `max_new_tokens`, or the default within `limit`."""
-    asked = request.max_new_tokens
-    if asked is None:
-        return min(DEFAULT_NEW_TOKENS, limit)
-    if asked > limit:
-        raise LimitExceeded(
-            f"max_new_tokens is {shown(asked)} and the limit is {limit}: ask for less",
-            param="max_new_tokens" if request.dialect == "native" else "parameters.max_new_tokens",
-        )
-    return asked
 
 
 def _deadline(context: Any) -> float | None:

@@ -70,6 +70,22 @@ class NotWritable(ModelUnavailable):
     """The place where the model should go cannot be written."""
 
 
+class Unfinished(GPT2Error):
+    """The time ran out before all was done; what was is kept, and a retry goes on from there."""
+
+
+class ResultsUnavailable(GPT2Error):
+    """The place for results cannot be had, or is not named."""
+
+
+class ObjectUnavailable(GPT2Error):
+    """A file of prompts is not there any more, has changed, or may not be read."""
+
+
+class UnsupportedObject(GPT2Error):
+    """An object that holds no prompts, by its name."""
+
+
 class UnsupportedEvent(GPT2Error):
     """An event of a source that this function does not serve. Always raised, never a reply:
     a queue would take any reply for success and delete its messages.

@@ -12,6 +12,7 @@ from gpt2core.errors import GPT2Error, InvalidArgument, ModelError, PromptTooLon
 from handler import errors
 from handler.dialects import Request
 from handler.events import MAX_BODY_BYTES, Source
+from handler.generation import Completion
 
 MAX_ALB_BYTES = 1024 * 1024
 
@@ -34,16 +35,6 @@ _REASONS = {
 }  # fmt: skip
 # Hugging Face's names for why a text ended; "deadline" is ours alone.
 _HF_REASONS = {"length": "length", "stop": "stop_sequence", "eos": "eos_token"}
-
-
-class Completion(NamedTuple):
-    """One prompt's result."""
-
-    prompt: str
-    text: str
-    ids: list[int]
-    prompt_tokens: int
-    finish_reason: str
 
 
 class Report(NamedTuple):
