@@ -89,10 +89,11 @@ def _invoke(path: str, text_only: bool) -> int:
         name = "stdin" if path == "-" else path
         print(f"error: {name} is not JSON: {broken}", file=sys.stderr)
         return 1
-    from handler.app import function, lambda_handler, log_error  # reads the settings
+    from handler.app import function, lambda_handler  # reads the settings
+    from handler.logs import log_error
 
     # What is said on the last line anyway is not logged as well.
-    function.log_start = _print_nothing
+    function.log_invoke = _print_nothing
     function.log = lambda e, context: None if isinstance(e, GPT2Error) else log_error(e, context)
     reply = lambda_handler(event)
     payload = _payload(reply)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core import lean_numpy, read_ahead
 from gpt2core.errors import GPT2Error, ModelError
-from handler import events, replies
+from handler import events, logs, replies
 from handler.errors import InternalError
-from handler.generation import complete
+from handler.generation import Counts, complete
 from handler.model_source import ModelSource, candidates, populate
 from handler.settings import Settings
 from handler.timings import Timings, seconds_since_process_start
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Time kept back before the function is stopped, for the last token's overrun and the reply.
 REPLY_MARGIN_S = 0.25
+# The same for results that have to be written to S3 first.
+BATCH_MARGIN_S = 2.0
 
 
 class Function:
@@ -40,10 +42,10 @@ class Function:
         self._opening = allocate_lock()
         self.before: Timings | None = None
         """What the process spent before the first invoke, which reports it."""
-        self._invoked = self._start_logged = False
-        self.log: Callable[[BaseException, Any], None] = log_error
-        self.warn: Callable[[GPT2Error], None] = log_warning
-        self.log_start: Callable[[replies.Report, Any], None] = log_start
+        self._invoked = False
+        self.log: Callable[[BaseException, Any], None] = logs.log_error
+        self.warn: Callable[[GPT2Error], None] = logs.log_warning
+        self.log_invoke: Callable[..., None] = logs.log_invoke
         self.last_report: replies.Report | None = None
         """What the latest reply said of its invoke, also where its dialect has no place for it."""
 
@@ -60,56 +62,54 @@ class Function:
         return self._engine
 
     def invoke(self, event: Any, context: Any = None) -> Any:
-        """Answer one event.
+        """Answer one event, and write one line about it.
 
         Raises:
             GPT2Error: only where the source takes a raised error for one and a reply for success.
         """
-        deadline = _deadline(context)
-        timings = Timings()
-        cold, self._invoked = not self._invoked, True
-        if cold and self.before:
-            timings.include(self.before)
-        was_open = self._engine is not None
+        this = _Invoke(self, context)
+        try:
+            return self._answer(event, this)
+        except BaseException as error:
+            this.error = error
+            raise
+        finally:
+            report = self.last_report = this.reported or this.report()
+            self.log_invoke(this.source, this.counts, this.error, report, context)
+
+    def _answer(self, event: Any, this: "_Invoke") -> Any:
         source = events.source_of(event)
-
-        def report() -> replies.Report:
-            opened = not was_open and self._engine is not None
-            name, origin = self._source[1:] if self._source else (None, None)
-            self.last_report = replies.Report(timings.finished(), cold or opened, name, origin)
-            if opened and not self._start_logged:
-                self._start_logged = True
-                self.log_start(self.last_report, context)
-            return self.last_report
-
+        this.source = source.kind
         try:
             job = events.parse(event, source)
             if job.request:
-                engine = self.open(timings, deadline)
-                completions = complete(engine, self.settings, job.request, deadline, timings)
-                return replies.generated(source, job.request, completions, report())
+                engine = self.open(this.timings, this.deadline)
+                done = complete(engine, self.settings, job.request, this.deadline, this.timings)
+                this.counts.add(done)
+                return replies.generated(source, job.request, done, this.report())
+            if source.is_batch:
+                return self._batch(source, job, this)
             if job.action == "health":
-                return replies.health(source, report())
+                return replies.health(source, this.report())
             if job.action == "populate":
-                filled = self._populate(deadline, timings)
-                return replies.populated(source, filled, report())
-            self._warm_up(deadline, timings)
-            return replies.warmed_up(source, report())
+                filled = self._populate(this.deadline, this.timings)
+                return replies.populated(source, filled, this.report())
+            self._warm_up(this.deadline, this.timings)
+            return replies.warmed_up(source, this.report())
         except GPT2Error as error:
-            if source.kind == "schedule":
+            if source.takes_errors:
                 raise
+            this.error = error
             if replies.status_of(error) >= 500:
-                self.log(error, context)
-            return replies.failed(source, error, report())
+                self.log(error, this.context)
+            return replies.failed(source, error, this.report())
         except Exception as error:
-            self.log(error, context)
-            if source.kind == "schedule":
+            self.log(error, this.context)
+            if source.takes_errors:
                 raise
-            return replies.failed(
-                source,
-                InternalError("something broke here; the function's log says what"),
-                report(),
-            )
+            this.error = error
+            wrong = InternalError("something broke here; the function's log says what")
+            return replies.failed(source, wrong, this.report())
 
     def restored(self) -> None:
         """After a snapshot: what went before it counts no more, and its memory has to come back.
@@ -157,6 +157,22 @@ class Function:
             "uri": self.settings.model_uri,
         }
 
+    def _batch(self, source: events.Source, job: events.Job, this: "_Invoke") -> Any:
+        """Work through what a queue, a bucket or a state machine hands over."""
+        from handler import batch
+
+        deadline = this.deadline
+        if deadline is not None:  # what is done has to be written, too
+            deadline -= min(BATCH_MARGIN_S, 0.2 * max(0.0, deadline - monotonic()))
+        work = batch.Batch(
+            self.settings, lambda: self.open(this.timings, deadline), deadline, this.counts
+        )
+        if job.action == "queue":
+            reply = work.queue(job.records, source.fifo)
+            logs.log_messages(work.errors)
+            return reply
+        return work.objects(job.objects) if job.action == "objects" else work.items(job.items)
+
     def _warm_up(self, deadline: float | None, timings: Timings) -> None:
         """One token from any id: a prompt would need a beginning-of-text token."""
         engine = self.open(timings, deadline)
@@ -165,59 +181,37 @@ class Function:
         timings.lap("prefill")
 
 
+class _Invoke:
+    """What one invoke comes to know of itself."""
+
+    def __init__(self, function: Function, context: Any) -> None:
+        self.context = context
+        self.deadline = _deadline(context)
+        self.timings = Timings()
+        self.counts = Counts()
+        self.source = "unknown"
+        self.error: BaseException | None = None
+        self.reported: replies.Report | None = None
+        """What the reply said."""
+        self._function = function
+        self._cold, function._invoked = not function._invoked, True
+        if self._cold and function.before:
+            self.timings.include(function.before)
+        self._was_open = function._engine is not None
+
+    def report(self) -> replies.Report:
+        """What there is to say until now."""
+        function = self._function
+        opened = not self._was_open and function._engine is not None
+        name, origin = function._source[1:] if function._source else (None, None)
+        self.reported = replies.Report(self.timings.finished(), self._cold or opened, name, origin)
+        return self.reported
+
+
 def _deadline(context: Any) -> float | None:
     """When to stop generating, in `time.monotonic()` seconds; None without a context."""
     remaining = getattr(context, "get_remaining_time_in_millis", None)
     return monotonic() + remaining() / 1000 - REPLY_MARGIN_S if remaining else None
-
-
-def log_start(report: replies.Report, context: Any) -> None:
-    """One JSON line on stderr about an invoke that opened the model: where its time went."""
-    import json
-    import sys
-
-    line = {
-        "level": "INFO",
-        "message": "cold start",
-        "request_id": getattr(context, "aws_request_id", None),
-        "model": report.model,
-        "model_source": report.origin,
-        "timings_ms": report.timings_ms,
-    }
-    print(json.dumps(line), file=sys.stderr, flush=True)
-
-
-def log_warning(error: GPT2Error) -> None:
-    """One JSON line on stderr about what was found broken and can be done without."""
-    import json
-    import sys
-
-    line = {"level": "WARNING", "type": type(error).__name__, "message": error.message}
-    print(json.dumps(line), file=sys.stderr, flush=True)
-
-
-def log_error(error: BaseException, context: Any) -> None:
-    """One JSON line on stderr. Of an unexpected error only type and place: its text may quote a
-    prompt.
-    """
-    import json
-    import sys
-
-    line: dict[str, Any] = {
-        "level": "ERROR",
-        "type": type(error).__name__,
-        "request_id": getattr(context, "aws_request_id", None),
-    }
-    if isinstance(error, GPT2Error):
-        line["message"] = error.message
-    else:
-        import traceback
-
-        if isinstance(error, ImportError):
-            line["module"] = error.name
-        frames = traceback.extract_tb(error.__traceback__)
-        line["stack"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-    print(json.dumps(line), file=sys.stderr, flush=True)
 
 
 def _start(environ: MutableMapping[str, str]) -> Function:

@@ -78,7 +78,7 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
     prompts, is_list = _prompts(fields["prompt"], "prompt")
     has_id = fields.get("id") is not None
     if has_id:
-        _check_echo(fields["id"])
+        check_echo(fields["id"])
     return Request(
         "native",
         prompts,
@@ -242,8 +242,12 @@ def _flag(value: Any, param: str, default: bool) -> bool:
     return value
 
 
-def _check_echo(value: Any) -> None:
-    """An id goes back as it came, so it must survive JSON in UTF-8."""
+def check_echo(value: Any) -> None:
+    """An id goes back as it came, so it must survive JSON in UTF-8.
+
+    Raises:
+        BadRequest: it does not.
+    """
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError):

@@ -6,7 +6,7 @@ Guide, "Lambda proxy integration" formats 1.0 and 2.0.
 
 import binascii
 import json
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from handler import dialects
 from handler.dialects import Request, shown
@@ -19,8 +19,26 @@ from handler.errors import (
     UnsupportedEvent,
 )
 
+if TYPE_CHECKING:
+    from handler.batch_events import Item, Record, S3Object
+
 MAX_BODY_BYTES = 6 * 1024 * 1024  # Lambda's limit for a buffered invoke
 ROUTES = {"/": ("POST",), "/generate": ("POST",), "/health": ("GET", "HEAD")}
+SUPPORTED = (
+    "direct invokes, API Gateway (REST, HTTP), Function URL, ALB, EventBridge schedules, SQS,"
+    " created objects of S3 (also by EventBridge), and batches of a Distributed Map"
+)
+# Fields by which the events of services are known.
+_MARKS = (
+    "Records",
+    "Items",
+    "Event",
+    "requestContext",
+    "methodArn",
+    "routeArn",
+    "detail-type",
+    "awslogs",
+)
 # What an operator asks for, with the function's own permissions and never over HTTP.
 _ACTIONS: tuple[Literal["warmup", "populate"], ...] = ("warmup", "populate")
 
@@ -28,22 +46,43 @@ _ACTIONS: tuple[Literal["warmup", "populate"], ...] = ("warmup", "populate")
 class Source(NamedTuple):
     """Where an event comes from, as far as the reply's shape depends on it."""
 
-    kind: Literal["direct", "api_gateway_v1", "api_gateway_v2", "function_url", "alb", "schedule"]
+    kind: Literal[
+        "direct", "api_gateway_v1", "api_gateway_v2", "function_url", "alb", "schedule",
+        "sqs", "s3", "step_functions",
+    ]  # fmt: skip
     multi_value: bool = False
     """ALB with multi-value headers: only `multiValueHeaders` counts, in both directions."""
+    fifo: bool = False
+    """SQS: whether messages must be done in order."""
 
     @property
     def is_http(self) -> bool:
         """Whether the reply is an HTTP response."""
-        return self.kind not in ("direct", "schedule")
+        return self.kind in ("api_gateway_v1", "api_gateway_v2", "function_url", "alb")
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether an event is about many requests, with results elsewhere or of their own."""
+        return self.kind in ("sqs", "s3", "step_functions")
+
+    @property
+    def takes_errors(self) -> bool:
+        """Whether an error must be raised: for these, any reply is a success."""
+        return self.kind == "schedule" or self.is_batch
 
 
 class Job(NamedTuple):
     """What an event asks for."""
 
-    action: Literal["generate", "health", "warmup", "populate"]
+    action: Literal["generate", "health", "warmup", "populate", "queue", "objects", "items"]
     request: Request | None = None
     """Set for `generate`."""
+    records: "tuple[Record, ...]" = ()
+    """Set for `queue`."""
+    objects: "tuple[S3Object, ...]" = ()
+    """Set for `objects`."""
+    items: "tuple[Item, ...]" = ()
+    """Set for `items`."""
 
 
 def source_of(event: Any) -> Source:
@@ -65,21 +104,21 @@ def source_of(event: Any) -> Source:
             return Source("api_gateway_v1")
     if event.get("source") in ("aws.events", "aws.scheduler"):
         return Source("schedule")
-    for mark in (
-        "Records",
-        "requestContext",
-        "methodArn",
-        "routeArn",
-        "detail-type",
-        "Items",
-        "awslogs",
-    ):
-        if mark in event and "prompt" not in event and "inputs" not in event:
-            raise UnsupportedEvent(
-                f"events with {mark!r} are not served; supported: direct invokes, API Gateway"
-                " (REST, HTTP), Function URL, ALB and EventBridge schedules",
-            )
-    return Source("direct")
+    marks = [mark for mark in _MARKS if mark in event]
+    if not marks or "prompt" in event or "inputs" in event:
+        return Source("direct")
+    from handler import batch_events
+
+    if batch_events.is_s3(event):
+        return Source("s3")
+    if "Items" in event:
+        return Source("step_functions")
+    queue = batch_events.queue_of(event)
+    if queue:
+        return Source("sqs", fifo=queue.endswith(".fifo"))
+    raise UnsupportedEvent(
+        f"events with {marks[0]!r} of this kind are not served; supported: {SUPPORTED}"
+    )
 
 
 def parse(event: Any, source: Source) -> Job:
@@ -91,6 +130,8 @@ def parse(event: Any, source: Source) -> Job:
     """
     if source.kind == "schedule":
         return Job("warmup")
+    if source.kind in ("sqs", "s3", "step_functions"):
+        return _parse_batch(event, source)
     if source.is_http:
         return _parse_http(event, source)
     if not isinstance(event, dict):
@@ -101,6 +142,16 @@ def parse(event: Any, source: Source) -> Job:
                 raise BadRequest(f'send {{"{action}": true}} and nothing else', param=action)
             return Job(action)
     return Job("generate", dialects.parse_request(event))
+
+
+def _parse_batch(event: dict[str, Any], source: Source) -> Job:
+    from handler import batch_events  # a cold start over HTTP does without
+
+    if source.kind == "sqs":
+        return Job("queue", records=batch_events.parse_records(event["Records"]))
+    if source.kind == "s3":
+        return Job("objects", objects=batch_events.parse_objects(event))
+    return Job("items", items=batch_events.parse_batch(event))
 
 
 def _parse_http(event: dict[str, Any], source: Source) -> Job:

@@ -25,6 +25,22 @@ class Completion(NamedTuple):
     finish_reason: str
 
 
+class Counts:
+    """What a batch came to."""
+
+    def __init__(self) -> None:
+        self.requests = self.errors = self.prompt_tokens = self.completion_tokens = 0
+
+    def add(self, done: list[Completion] | GPT2Error) -> None:
+        """Count one request."""
+        self.requests += 1
+        if isinstance(done, GPT2Error):
+            self.errors += 1
+        else:
+            self.prompt_tokens += sum(c.prompt_tokens for c in done)
+            self.completion_tokens += sum(len(c.ids) for c in done)
+
+
 def complete(
     engine: "Engine",
     settings: Settings,

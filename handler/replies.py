@@ -6,7 +6,7 @@ integration"; `Server-Timing` is W3C Server Timing, durations in milliseconds.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.errors import GPT2Error, InvalidArgument, ModelError, PromptTooLong
 from handler import errors
@@ -14,7 +14,13 @@ from handler.dialects import Request
 from handler.events import MAX_BODY_BYTES, Source
 from handler.generation import Completion
 
+if TYPE_CHECKING:
+    from handler.batch_events import Item
+
 MAX_ALB_BYTES = 1024 * 1024
+# AWS Step Functions Developer Guide, "Quotas": input or output of a state, 256 KiB.
+MAX_STATE_BYTES = 256 * 1024
+STATE_RESERVE_BYTES = 512  # for each item, so that its error fits in any case
 
 STATUS: tuple[tuple[type[GPT2Error], int], ...] = (
     (errors.BadRequest, 400),
@@ -82,9 +88,62 @@ def populated(source: Source, filled: Mapping[str, Any], report: Report) -> Any:
 
 def failed(source: Source, error: GPT2Error, report: Report) -> Any:
     """The reply that says what went wrong."""
-    body = {"error": {"type": type(error).__name__, "message": error.message, "param": error.param}}
+    body = {"error": _error(error)}
     headers = {"Allow": error.allow} if isinstance(error, errors.MethodNotAllowed) else {}
     return _reply(source, status_of(error), body, report, headers)
+
+
+def result_line(
+    item: "Item", done: Sequence[Completion] | GPT2Error, number: int | None = None
+) -> bytes:
+    """One result of a batch as a line of JSON, which depends on its request alone."""
+    return (json.dumps(result_of(item, done, number), ensure_ascii=False) + "\n").encode()
+
+
+def result_of(
+    item: "Item", done: Sequence[Completion] | GPT2Error, number: int | None = None
+) -> dict[str, Any]:
+    """One result of a batch: what its request is called, its line, and its text or its error."""
+    result = {"id": item.id} | ({} if number is None else {"line": number})
+    if isinstance(done, GPT2Error):
+        return result | {"error": _error(done)}
+    assert isinstance(item.work, Request)
+    parts = [_native(c, item.work) for c in done]
+    return result | ({"generations": parts} if item.work.is_list else parts[0])
+
+
+def queue_failures(names: Sequence[str]) -> dict[str, Any]:
+    """The reply to messages of a queue: those that stay in it."""
+    return {"batchItemFailures": [{"itemIdentifier": name} for name in names]}
+
+
+def map_results(
+    items: "Sequence[Item]", done: Sequence[Sequence[Completion] | GPT2Error]
+) -> dict[str, Any]:
+    """The reply to a batch of a Distributed Map, within what Step Functions carries.
+
+    What does not fit any more is an error of its item: its text would be lost anyway.
+    """
+    results: list[dict[str, Any]] = []
+    room = MAX_STATE_BYTES - len(items) * STATE_RESERVE_BYTES
+    for index, (item, result) in enumerate(zip(items, done, strict=True)):
+        body = {"id": item.id, "index": index} | result_of(item, result)
+        size = len(json.dumps(body).encode())  # Step Functions may escape what we would not
+        if size > room + STATE_RESERVE_BYTES:
+            error = errors.BodyTooLarge(
+                f"this result of {size} bytes does not fit the {MAX_STATE_BYTES} that a batch's"
+                " reply may have: send smaller batches, or ask for less"
+            )
+            name = item.id if len(json.dumps(item.id)) < STATE_RESERVE_BYTES // 4 else None
+            body = {"id": name, "index": index, "error": _error(error)}
+            size = len(json.dumps(body).encode())
+        room -= size - STATE_RESERVE_BYTES
+        results.append({"status": "error" if "error" in body else "ok"} | body)
+    return {"results": results}
+
+
+def _error(error: GPT2Error) -> dict[str, Any]:
+    return {"type": type(error).__name__, "message": error.message, "param": error.param}
 
 
 def _native(c: Completion, request: Request) -> dict[str, Any]:

@@ -17,6 +17,7 @@ ACCEPTED_URIS = "s3://bucket/prefix, hf://owner/name[@revision] or demo"
 # Bucket names and aliases: Amazon S3 User Guide, "General purpose bucket naming rules".
 # Compiled when a URI is there.
 _S3_URI = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f?#]*)?"
+_STATE_MACHINE = r"arn:aws[a-z-]*:states:[a-z0-9-]+:[0-9]{12}:stateMachine:[^\s]{1,80}"
 _HUB_URI = r"hf://\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?"
 
 
@@ -39,6 +40,11 @@ class Settings(NamedTuple):
     """Upper limit for a request; None is the model's context."""
     preload: Literal["lazy", "init"] = "lazy"
     threads: int = 1
+    results: str | None = None
+    """`s3://bucket/prefix` for the results of batches."""
+    state_machine: str | None = None
+    """ARN of the state machine that takes files over `max_object_bytes`."""
+    max_object_bytes: int = 64 << 20
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
@@ -71,6 +77,13 @@ class Settings(NamedTuple):
         preload = environ.get("GPT2_PRELOAD") or "lazy"
         if preload not in ("lazy", "init"):
             raise SettingsError("GPT2_PRELOAD", preload, "lazy or init")
+        results = text("GPT2_RESULTS")
+        if results and not re.fullmatch(_S3_URI, results):
+            shown = without_secrets(results)
+            raise SettingsError("GPT2_RESULTS", shown, "s3://bucket or s3://bucket/prefix")
+        machine = text("GPT2_STATE_MACHINE")
+        if machine and not re.fullmatch(_STATE_MACHINE, machine):
+            raise SettingsError("GPT2_STATE_MACHINE", machine, "the ARN of a state machine")
         for name, path in (
             ("GPT2_MODEL_DIR", model_dir),
             ("GPT2_CACHE_DIR", text("GPT2_CACHE_DIR")),
@@ -90,6 +103,10 @@ class Settings(NamedTuple):
             max_prompt_tokens=count("GPT2_MAX_PROMPT_TOKENS"),
             preload=preload,  # type: ignore[arg-type]  # checked above
             threads=count("GPT2_THREADS") or _vcpus(environ),
+            results=results,
+            state_machine=machine,
+            max_object_bytes=count("GPT2_MAX_OBJECT_BYTES")
+            or cls._field_defaults["max_object_bytes"],
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.models import small_config, write_model
 GOOD = sorted(
     p.stem
     for p in (ROOT / "events").glob("*.json")
-    if p.stem[:3] not in ("bad", "uns") and p.stem != "direct-populate"
+    if not p.stem.startswith(("bad-", "unsupported-", "batch-")) and p.stem != "direct-populate"
 )
 BAD = {
     "bad-json": (400, "BadRequest", "body"),
@@ -133,12 +134,18 @@ def test_every_bad_event_gets_an_error_that_names_status_type_and_field(
 
 def test_every_event_file_is_tested() -> None:
     names = {p.stem for p in (ROOT / "events").glob("*.json")}
-    assert names == {*GOOD, *BAD, "unsupported-sqs"}
+    others = {name for name in names if name.startswith(("batch-", "unsupported-"))}
+    assert names == {*GOOD, *BAD, *others}
 
 
-def test_an_event_of_a_queue_is_raised_and_not_answered(function: Function) -> None:
-    with pytest.raises(UnsupportedEvent):
-        function.invoke(load_event("unsupported-sqs"), Context())
+@pytest.mark.parametrize(
+    "name", ["unsupported-sns", "unsupported-s3-removed", "unsupported-dynamodb"]
+)
+def test_an_event_of_another_service_is_raised_and_not_answered(
+    function: Function, name: str
+) -> None:
+    with pytest.raises(UnsupportedEvent, match="are not served"):
+        function.invoke(load_event(name), Context())
 
 
 def test_a_method_that_is_not_allowed_names_those_that_are(function: Function) -> None:
@@ -167,7 +174,7 @@ def test_an_invoke_that_opens_the_model_logs_where_its_time_went(
 ) -> None:
     function = Function(Settings(model_dir=str(model_dir), model_dir_named=True))
     function.invoke(load_event("url-health"), Context())
-    assert capsys.readouterr().err == ""
+    assert json.loads(capsys.readouterr().err)["model"] is None
     reply = function.invoke({"prompt": "a secret", "max_new_tokens": 2}, Context())
     (line,) = capsys.readouterr().err.splitlines()
     assert "a secret" not in line
@@ -176,7 +183,23 @@ def test_an_invoke_that_opens_the_model_logs_where_its_time_went(
     assert logged["timings_ms"] == reply["timings_ms"]
     assert (logged["model_source"], logged["request_id"]) == ("volume", Context.aws_request_id)
     function.invoke({"prompt": "b"}, Context())
-    assert capsys.readouterr().err == ""
+    assert json.loads(capsys.readouterr().err)["message"] == "invoke"
+
+
+def test_the_line_of_an_invoke_carries_its_metrics(
+    small: Function, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small.invoke({"prompt": ["abc", "d"], "max_new_tokens": 4}, Context())
+    line = json.loads(capsys.readouterr().err)
+    (directive,) = line["_aws"]["CloudWatchMetrics"]
+    assert abs(line["_aws"]["Timestamp"] / 1000 - time.time()) < 60
+    assert directive["Dimensions"] == [["Source"]]
+    named = {metric["Name"]: line[metric["Name"]] for metric in directive["Metrics"]}
+    duration = named.pop("Duration")
+    assert duration == line["timings_ms"]["total"]
+    expected = {"Requests": 1, "Errors": 0, "PromptTokens": 4, "CompletionTokens": 8}
+    assert named == expected | {"ColdStarts": 1}
+    assert line["Source"] == "direct"
 
 
 def test_the_full_text_is_the_prompt_and_the_continuation(small: Function) -> None:
@@ -308,8 +331,8 @@ def test_a_broken_checkpoint_is_a_503_and_one_line_in_the_log(
     function = Function(Settings(model_dir=str(folder), model_dir_named=True))
     reply = function.invoke(load_event("url-generate"), Context())
     assert reply["statusCode"] == 503
-    (line,) = capsys.readouterr().err.splitlines()
-    logged = json.loads(line)
+    logged, invoke = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (invoke["error"], invoke["Errors"]) == (CheckpointError.__name__, 1)
     assert logged["type"] == CheckpointError.__name__
     assert logged["request_id"] == Context.aws_request_id
 
@@ -328,20 +351,22 @@ def test_a_defect_of_ours_is_a_500_whose_log_has_the_place_but_never_the_prompt(
     assert payload(reply)["error"]["type"] == "InternalError"
     log = capsys.readouterr().err
     assert "secret" not in log + reply["body"]
-    start, error = map(json.loads, log.splitlines())
-    assert start["message"] == "cold start"
+    error, start = map(json.loads, log.splitlines())
+    assert (start["message"], start["error"]) == ("cold start", "RuntimeError")
     assert error["type"] == "RuntimeError"
     assert any("test_app.py" in frame for frame in error["stack"])
 
 
-def test_nothing_is_written_for_good_or_bad_requests(
+def test_good_and_bad_requests_are_one_line_each_without_their_words(
     small: Function, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small.invoke({"prompt": "abc"})
-    capsys.readouterr()  # the cold start's line
-    small.invoke({"prompt": "abc"})
-    small.invoke({"prompt": 5})
-    assert capsys.readouterr() == ("", "")
+    small.invoke({"prompt": "secret", "stop": "secret"})
+    small.invoke({"prompt": 5, "id": "secret"})
+    small.invoke({"secret": "secret"})
+    out, err = capsys.readouterr()
+    assert "secret" not in out + err
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert [line["error"] for line in lines] == [None, "BadRequest", "BadRequest"]
 
 
 def test_a_reply_over_the_limit_of_its_source_is_an_error(small: Function) -> None:

@@ -65,7 +65,7 @@ def test_invoke_takes_another_model(model_dir: Path) -> None:
     ("event", "words"),
     [
         ("events/bad-json.json", "error: BadRequest: the body is not JSON"),
-        ("events/unsupported-sqs.json", "error: events with 'Records' are not served"),
+        ("events/unsupported-sns.json", "error: events with 'Records' of this kind are not"),
         ("events/nowhere.json", "error: events/nowhere.json: No such file"),
         ("Makefile", "error: Makefile is not JSON: Expecting value: line 1 column 1"),
     ],

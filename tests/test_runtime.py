@@ -377,7 +377,7 @@ def test_without_a_runtime_api_the_invocations_path_answers(local: str) -> None:
     assert reply["usage"]["completion_tokens"] == 3
     status, reply = post(local, b"{not json")
     assert (status, reply["errorType"]) == (200, "Runtime.UnmarshalError")
-    status, reply = post(local, json.dumps(load_event("unsupported-sqs")).encode())
+    status, reply = post(local, json.dumps(load_event("unsupported-sns")).encode())
     assert (status, reply["errorType"]) == (200, "UnsupportedEvent")
     assert post(local.replace("function/", "other/"), b"{}")[0] == 404
     assert post(local, b"x" * (6 * 1024 * 1024 + 1))[0] == 413
