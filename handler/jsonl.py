@@ -58,7 +58,8 @@ def process_object(
     report = {"object": what, "results": results.uri(name)}
     if results.exists(name):
         return report | {"status": "unchanged"}
-    if settings.state_machine and size > settings.max_object_bytes:
+    is_text = found.key.endswith(".txt")  # which the state machine cannot read
+    if settings.state_machine and size > settings.max_object_bytes and not is_text:
         return report | {"status": "handed over", "execution": hand_over(found, settings)}
     output = Output(results, name)
     lines = lines_of(
@@ -68,7 +69,6 @@ def process_object(
         output.lines,
         output.position,
     )
-    is_text = found.key.endswith(".txt")
     done = _Work(lines, is_text, output, deadline, counts).run(open_engine(), settings)
     if not done:
         output.checkpoint()

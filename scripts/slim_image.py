@@ -19,8 +19,9 @@ from pathlib import Path
 TASK = "var/task"  # where Lambda keeps a function
 MOMENT = 315_532_800  # 1980-01-01, the earliest that every archive format knows
 # AWS's clients read a service's model when a client for it is made: ours makes one for S3, and
-# credentials may be asked of STS, IAM Identity Center or a console login.
-SERVICES = ("s3", "sts", "sso", "sso-oidc", "signin")
+# credentials may be asked of STS, IAM Identity Center or a console login; large files go to Step
+# Functions.
+SERVICES = ("s3", "sts", "sso", "sso-oidc", "signin", "stepfunctions")
 # Type stubs, headers, sources of extensions, static libraries: for those who build.
 FOR_BUILDERS = ("*.pyi", "py.typed", "*.h", "*.c", "*.pyx", "*.pxd", "*.a", "*.pc", "*.f90")
 # What pip leaves for itself; names, versions and licences stay.

@@ -11,7 +11,7 @@ import yaml
 from tests.conftest import ROOT
 
 SAM = ROOT / ".venv-dev" / "bin" / "sam"
-TEMPLATES = ("template.yaml", "templates/volume.yaml")
+TEMPLATES = ("template.yaml", "templates/volume.yaml", "templates/batch.yaml")
 
 
 class _Loader(yaml.SafeLoader):
