@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_ALB_BYTES = 1024 * 1024
 # AWS Step Functions Developer Guide, "Quotas": input or output of a state, 256 KiB.
 MAX_STATE_BYTES = 256 * 1024
-STATE_RESERVE_BYTES = 512  # for each item, so that its error fits in any case
+MAX_ID_BYTES = 64  # of an id that comes back in any case
 
 STATUS: tuple[tuple[type[GPT2Error], int], ...] = (
     (errors.BadRequest, 400),
@@ -124,22 +124,32 @@ def map_results(
 
     What does not fit any more is an error of its item: its text would be lost anyway.
     """
-    results: list[dict[str, Any]] = []
-    room = MAX_STATE_BYTES - len(items) * STATE_RESERVE_BYTES
-    for index, (item, result) in enumerate(zip(items, done, strict=True)):
-        body = {"id": item.id, "index": index} | result_of(item, result)
-        size = len(json.dumps(body).encode())  # Step Functions may escape what we would not
-        if size > room + STATE_RESERVE_BYTES:
-            error = errors.BodyTooLarge(
-                f"this result of {size} bytes does not fit the {MAX_STATE_BYTES} that a batch's"
-                " reply may have: send smaller batches, or ask for less"
-            )
-            name = item.id if len(json.dumps(item.id)) < STATE_RESERVE_BYTES // 4 else None
-            body = {"id": name, "index": index, "error": _error(error)}
-            size = len(json.dumps(body).encode())
-        room -= size - STATE_RESERVE_BYTES
-        results.append({"status": "error" if "error" in body else "ok"} | body)
+    whole = [
+        {"status": "error" if isinstance(result, GPT2Error) else "ok", "index": index}
+        | result_of(item, result)
+        for index, (item, result) in enumerate(zip(items, done, strict=True))
+    ]
+    refused = [_does_not_fit(body) for body in whole]
+    size = len(json.dumps({"results": refused}).encode())  # as ASCII: the most that it can take
+    if size > MAX_STATE_BYTES:
+        raise errors.BodyTooLarge(
+            f"a reply to {len(items)} items does not fit the {MAX_STATE_BYTES} bytes that it may"
+            " have: send smaller batches"
+        )
+    results = []
+    for body, error in zip(whole, refused, strict=True):
+        more = len(json.dumps(body)) - len(json.dumps(error))
+        fits = size + more <= MAX_STATE_BYTES
+        results.append(body if fits else error)
+        size += more if fits else 0
     return {"results": results}
+
+
+def _does_not_fit(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands for an item whose result is too large; its id, too, if that is short."""
+    error = errors.BodyTooLarge("over what a batch's reply may have: send smaller batches")
+    name = body["id"] if len(json.dumps(body["id"])) <= MAX_ID_BYTES else None
+    return {"status": "error", "index": body["index"], "id": name, "error": _error(error)}
 
 
 def _error(error: GPT2Error) -> dict[str, Any]:
