@@ -94,6 +94,7 @@ lint: $(DEV)
 bench: $(BENCH) $(LLAMA) $(TEST) $(DEV)
 	.venv-bench/bin/python bench/cold_start.py
 	.venv-bench/bin/python bench/decode.py
+	.venv-bench/bin/python bench/throughput.py
 	.venv-bench/bin/python bench/plots.py
 	.venv-bench/bin/python bench/download.py
 	.venv-bench/bin/python bench/imports.py
