@@ -6,8 +6,8 @@ prompt goes in along with the others' next tokens (Yu et al. 2022, "Orca", secti
 pieces: Agrawal et al. 2023, "SARATHI").
 """
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
+from time import monotonic
 from typing import Any, NamedTuple
 
 from gpt2core.config import GPT2Config
@@ -43,7 +43,7 @@ class _Row:
         self.new_ids: list[int] = []
         self._decoder, self._cutter = tokenizer.decoder(), StopCutter(prompt.stop)
         self._text = ""
-        self._started = self._first = time.monotonic()
+        self._started = self._first = monotonic()
 
     def next_ids(self, room: int) -> Sequence[int]:
         """What goes in with the next pass: the latest token, or up to `room` ids of the prompt."""
@@ -58,7 +58,7 @@ class _Row:
     def push(self, token: int, eos: Sequence[int]) -> FinishReason | None:
         """Take one more token; why the row ends with it, if it does."""
         if not self.new_ids:
-            self._first = time.monotonic()
+            self._first = monotonic()
         if token in eos:
             return "eos"
         self.new_ids.append(token)
@@ -71,7 +71,7 @@ class _Row:
         """The result."""
         if not self._cutter.done:
             self._text += self._cutter.push(self._decoder.finish()) + self._cutter.finish()
-        ended = time.monotonic()
+        ended = monotonic()
         first = self._first if self.new_ids else ended
         return Generation(
             self._text,
@@ -111,7 +111,7 @@ def generate_rows(
     ahead: Prompt | None = None  # taken out, not begun
     more = True
     pass_s = 0.0
-    begun = time.monotonic()
+    begun = monotonic()
     late = False
     while True:
         while more and not late and len(rows) < max_rows:
@@ -136,7 +136,7 @@ def generate_rows(
             ahead = None
         if not rows:
             return
-        begun = time.monotonic()
+        begun = monotonic()
         if deadline is not None and (begun >= deadline or begun + pass_s > deadline):
             break
         for row, token in _pass(weights, config, rows):
@@ -144,7 +144,7 @@ def generate_rows(
             if reason:
                 rows.remove(row)
                 yield row.key, row.finish(reason)
-        begun, pass_s = time.monotonic(), time.monotonic() - begun
+        begun, pass_s = monotonic(), monotonic() - begun
     for row in rows:
         yield row.key, row.finish("deadline")
     if partial:

@@ -94,7 +94,9 @@ class Batch:
             (i, item.work) for i, item in enumerate(items) if isinstance(item.work, Request)
         ]
         if requests:
-            done |= complete_all(self._open_engine(), self._settings, requests, self._deadline)
+            done |= complete_all(
+                self._open_engine(), self._settings, requests, self._deadline, done.__setitem__
+            )
         finished = {i for i, result in done.items() if not isinstance(result, Unfinished)}
         if len(finished) < len(items):
             raise Unfinished(

@@ -1,6 +1,6 @@
 """Requests -> completions, within the limits of the settings: one request, or many together."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,10 +76,11 @@ def complete_all(
     settings: Settings,
     requests: Iterable[tuple[Any, Request] | None],
     deadline: float | None,
-) -> Iterator[tuple[Any, list[Completion] | GPT2Error]]:
+    refuse: Callable[[Any, GPT2Error], None],
+) -> Iterator[tuple[Any, list[Completion] | Unfinished]]:
     """(key, request) as they come -> (key, completions) as they are finished, decoded together.
 
-    A request that is over a limit gives its error. None among the requests means that there is
+    A request that is over a limit is refused at once. None among the requests means that there is
     nothing just now. A request for which time ran out gives `Unfinished`, or nothing if it had not
     begun: no result is ever a part of one.
     """
@@ -87,7 +88,6 @@ def complete_all(
 
     parts: dict[Any, list[Completion | None]] = {}
     asked: dict[Any, Request] = {}
-    refused: list[tuple[Any, GPT2Error]] = []
 
     def prompts() -> Iterator[Prompt | None]:
         for item in requests:
@@ -99,16 +99,13 @@ def complete_all(
                 new_tokens = _within_limit(request, engine, settings)
                 every = _prompt_ids(request, engine, settings)
             except GPT2Error as error:
-                refused.append((key, error))
-                yield None
+                refuse(key, error)
                 continue
             asked[key], parts[key] = request, [None] * len(every)
             for i, ids in enumerate(every):
                 yield Prompt((key, i), ids, new_tokens, request.stop)
 
-    rows = engine.generate_rows(prompts(), deadline, partial=False)
-    for (key, i), done in rows:
-        yield from _drained(refused)
+    for (key, i), done in engine.generate_rows(prompts(), deadline, partial=False):
         if key not in asked:
             continue  # another of its prompts is unfinished
         if done.finish_reason == "deadline":
@@ -119,12 +116,6 @@ def complete_all(
         if all(parts[key]):
             del asked[key]
             yield key, [part for part in parts.pop(key) if part]
-    yield from _drained(refused)
-
-
-def _drained(refused: list[tuple[Any, GPT2Error]]) -> Iterator[tuple[Any, GPT2Error]]:
-    while refused:
-        yield refused.pop(0)
 
 
 def _completion(prompt: str, done: "Generation") -> Completion:

@@ -99,7 +99,9 @@ class _Work:
 
     def run(self, engine: "Engine", settings: Settings) -> bool:
         """Whether all lines are done; the deadline may come first."""
-        for number, done in complete_all(engine, settings, self._requests(), self._deadline):
+        requests = self._requests()
+        results = complete_all(engine, settings, requests, self._deadline, self._settle)
+        for number, done in results:
             if not isinstance(done, Unfinished):
                 self._settle(number, done)
         return self._at_end and not self._under_way

@@ -48,8 +48,6 @@ def process_records(
     """
     results = Results(settings, client)
     errors = {r.id: r.work for r in records if isinstance(r.work, GPT2Error)}
-    for error in errors.values():
-        counts.add(error)
     todo = list(records)
     if fifo and errors:
         todo = todo[: next(i for i, record in enumerate(records) if record.id in errors)]
@@ -62,19 +60,22 @@ def process_records(
         writing: dict[str, Future[None]] = {}
         if new:
             requests = [(n, i.work) for n, i in new.items() if not isinstance(i.work, GPT2Error)]
-            for name, done in complete_all(open_engine(), settings, requests, deadline):
-                counts.add(done)
+            results_of = complete_all(
+                open_engine(), settings, requests, deadline, errors.__setitem__
+            )
+            for name, done in results_of:
                 if isinstance(done, GPT2Error):
                     errors[name] = done
                 else:
+                    counts.add(done)
                     line = result_line(new[name], done)
                     writing[name] = threads.submit(results.write, _result_name(name), line)
         for name, written in writing.items():
             try:
                 written.result()
                 finished.add(name)
-            except GPT2Error as error:
-                errors[name] = error
+            except GPT2Error as failure:
+                errors[name] = failure
     for record in todo:
         if isinstance(record.work, (Item, GPT2Error)) or (fifo and errors):
             continue
@@ -82,8 +83,10 @@ def process_records(
             for found in record.work:
                 process_object(found, settings, client, open_engine, deadline, counts)
             finished.add(record.id)
-        except GPT2Error as error:
-            errors[record.id] = error
+        except GPT2Error as failure:
+            errors[record.id] = failure
+    for error in errors.values():
+        counts.add(error)
     left = [i for i, record in enumerate(records) if record.id not in finished]
     if fifo and left:
         left = list(range(left[0], len(records)))

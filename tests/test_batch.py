@@ -129,7 +129,7 @@ class Clock:
             return forward(*args)
 
         monkeypatch.setattr(batch, "_pass", slow)
-        monkeypatch.setattr(batch.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(batch, "monotonic", lambda: self.now)
 
 
 def test_at_the_deadline_everybody_gets_what_there_is(
