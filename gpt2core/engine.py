@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpt2core import generate as generation
-from gpt2core.batch import Prompt, generate_rows
 from gpt2core.checkpoint import Tensor, open_checkpoint
 from gpt2core.config import GPT2Config
 from gpt2core.errors import (
@@ -24,6 +23,9 @@ from gpt2core.model import all_logits
 from gpt2core.packed import PRECISIONS, open_packed
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.weights import Weights
+
+if TYPE_CHECKING:
+    from gpt2core.batch import Prompt
 
 RAW_FILES = (SINGLE_FILE, INDEX_FILE)
 
@@ -162,6 +164,8 @@ class Engine:
         """
         if isinstance(prompts, (str, bytes)):
             raise InvalidArgument("prompts is one string, not a list of them", param="prompts")
+        from gpt2core.batch import Prompt  # one prompt does without
+
         stops = _checked_stops(stop)
         _check_deadline(deadline)
         _check_count(max_new_tokens)
@@ -174,7 +178,7 @@ class Engine:
 
     def generate_rows(
         self,
-        prompts: Iterable[Prompt | None],
+        prompts: "Iterable[Prompt | None]",
         deadline: float | None = None,
         *,
         partial: bool = True,
@@ -184,6 +188,8 @@ class Engine:
         For prompts without end, or of different lengths and stops: see `batch.generate_rows`. Their
         ids are those of `encode_prompt`, and are not checked again.
         """
+        from gpt2core.batch import generate_rows
+
         self.read_ahead()
         return generate_rows(
             self._weights, self.config, self.tokenizer, prompts, deadline, partial=partial
