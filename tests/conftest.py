@@ -86,6 +86,13 @@ def moto() -> Iterator[str]:
 
 
 @pytest.fixture
+def aws_settings(moto: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process's AWS clients ask moto."""
+    for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://{moto}"}).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
 def bucket(moto: str) -> Bucket:
     """A bucket of the test's own."""
     return Bucket(moto, f"test-{uuid4().hex}")

@@ -23,15 +23,8 @@ from tests.test_batch import Clock
 from tests.test_queue import Context, content_of, failed, records
 
 RIE = emulator_path()
+pytestmark = pytest.mark.usefixtures("aws_settings")
 MB = 1024 * 1024
-
-
-@pytest.fixture
-def bucket(moto: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Bucket:
-    """Where prompts lie and results go; the process's settings lead there."""
-    for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://{moto}"}).items():
-        monkeypatch.setenv(name, value)
-    return Bucket(moto, f"files-{abs(hash(request.node.name)) % 10**9}")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from tests.queue_poller import Queue
 from tests.s3_server import CREDENTIALS, Bucket
 
 RIE = emulator_path()
+pytestmark = pytest.mark.usefixtures("aws_settings")
 
 
 class Context:
@@ -29,14 +30,6 @@ class Context:
 
     def __init__(self, remaining_ms: int = 60_000) -> None:
         self.get_remaining_time_in_millis = lambda: remaining_ms
-
-
-@pytest.fixture
-def bucket(moto: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Bucket:
-    """Where results go; the process's settings lead there."""
-    for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://{moto}"}).items():
-        monkeypatch.setenv(name, value)
-    return Bucket(moto, f"results-{abs(hash(request.node.name)) % 10**9}")
 
 
 @pytest.fixture
