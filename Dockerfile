@@ -13,10 +13,12 @@ ARG BASE=python:3.13-slim-bookworm
 # ---- dependencies, build: what may need pip, a compiler and a shell; nothing of it stays but /out
 FROM ${BASE} AS dependencies
 
-# For dependencies without a wheel, and for extensions.
-RUN if command -v cc; then exit 0; fi; \
+# For dependencies without a wheel, and for the kernels, which need Python's headers, too.
+RUN headers=$(python3 -c 'import os, sysconfig; print(os.path.exists(sysconfig.get_path("include") + "/Python.h"))'); \
+    if command -v cc && [ "$headers" = True ]; then exit 0; fi; \
     if command -v dnf; then dnf install -y gcc; else \
-        apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev; \
+        [ "$headers" = True ] || more=python3-dev; \
+        apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev $more; \
     fi
 
 # Dependencies change less often than code: their layer comes first, here and below.
@@ -27,6 +29,13 @@ RUN python3 -m pip install --no-cache-dir --no-compile --require-hashes --no-dep
 FROM dependencies AS build
 COPY scripts/slim_image.py /tmp/slim_image.py
 RUN python3 /tmp/slim_image.py /out/dependencies
+
+# Compiled for one architecture: a layer apart, so that the code's layer is the same for all.
+COPY pyproject.toml /tmp/kernels/
+COPY scripts/build_kernels.py /tmp/kernels/scripts/
+COPY gpt2core/kernels/_kernels.c /out/kernels/var/task/gpt2core/kernels/
+RUN python3 /tmp/kernels/scripts/build_kernels.py /out/kernels/var/task && \
+    python3 /tmp/slim_image.py /out/kernels
 
 COPY bootstrap.py /out/code/var/task/
 COPY gpt2core /out/code/var/task/gpt2core
@@ -42,6 +51,7 @@ RUN python3 /tmp/slim_image.py /out/code
 # ---- function: for Lambda, and for `sam local`, which adds its emulator in a RUN of its own
 FROM ${BASE} AS function
 COPY --from=build /out/dependencies /
+COPY --from=build /out/kernels /
 COPY --from=build /out/code /
 WORKDIR /var/task
 ENV HOST=0.0.0.0 \

@@ -17,6 +17,6 @@ elif command in ("serve", "invoke", "fetch"):
 
     sys.exit(main())
 else:
-    from handler.runtime import main
+    from handler.runtime.__main__ import main
 
     sys.exit(main())

@@ -16,7 +16,8 @@ from bench.measure import MODELS, ROOT
 
 def converted(kind: str, source: Path, precision: str = "") -> Path | None:
     """The model in a peer's format, or None where the peer is not installed or cannot do it."""
-    target = MODELS / "-".join(filter(None, ("gpt2", kind, precision)))
+    size = source.name.removesuffix("-published")
+    target = MODELS / "-".join(filter(None, (size, kind, precision)))
     done = target / "done"
     if not done.exists():
         shutil.rmtree(target, ignore_errors=True)
@@ -48,7 +49,7 @@ def to_gguf(source: str, target: Path, precision: str) -> None:
     import gguf
     import llama_cpp  # noqa: F401 (without it nobody reads the file)
     import numpy as np
-    from safetensors.numpy import load_file
+    from safetensors import safe_open
 
     config = json.loads(Path(source, "config.json").read_text())
     writer = gguf.GGUFWriter(str(target / "model.gguf"), "gpt2")
@@ -80,10 +81,12 @@ def to_gguf(source: str, target: Path, precision: str) -> None:
     }
     for i in range(config["n_layer"]):
         names |= {f"h.{i}.{ours}": f"blk.{i}.{theirs}" for ours, theirs in parts.items()}
-    for name, tensor in load_file(f"{source}/model.safetensors").items():
+    weights = safe_open(f"{source}/model.safetensors", "numpy")
+    for name in weights.keys():  # noqa: SIM118 (it is no mapping)
         stem, _, suffix = name.rpartition(".")
         if stem not in names:
             continue  # masks
+        tensor = weights.get_tensor(name)
         if tensor.ndim == 2 and stem.startswith("h."):
             tensor = tensor.T  # theirs is [out, in]
         data = np.ascontiguousarray(tensor, np.float32)

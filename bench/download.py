@@ -25,7 +25,9 @@ AWS = "aws s3 cp"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Download against aws s3 cp.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=7)
     args = parser.parse_args()
     model = make(MODELS / "gpt2-aligned", aligned=True)

@@ -30,7 +30,9 @@ LINE = re.compile(r"import time: +(\d+) \| +(\d+) \| +([\w.]+)$")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Import times of a cold invoke.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=9)
     args = parser.parse_args()
     times: dict[str, list[float]] = {name: [] for name in SHOWN}

@@ -1,6 +1,7 @@
 """Whole processes timed in turn, and how their times are shown and kept."""
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -55,22 +56,41 @@ def in_turn(
     commands: Mapping[str, Sequence[str]],
     runs: int,
     environ: Mapping[str, str] | None = None,
-    before: Callable[[str], None] = lambda _name: None,
+    before: Callable[[str], None] | None = None,
     *,
     whole: bool = False,
+    twins: bool = False,
+    first: bool = False,
+    seconds: float = math.inf,
 ) -> dict[str, list[Run]]:
     """Runs of each command, one after the other, so that a machine that slows down slows them all.
 
-    One run before counts nothing: it writes bytecode. `before` each process something may be put in
-    order, outside of its time; it gets the command's name.
+    The `first` run of each counts nothing unless it is to, as it writes bytecode; with `twins` one
+    before every run, so that whatever it needs is in memory. `before` each process something may
+    be put in order, outside of its time; it gets the command's name. No round begins after so many
+    `seconds`.
     """
+    from tqdm import tqdm
+
     done: dict[str, list[Run]] = {name: [] for name in commands}
-    for number in range(runs + 1):
-        for name, command in commands.items():
-            before(name)
-            result = run(command, environ, whole=whole)
-            if number:
-                done[name].append(result)
+    give_up = perf_counter() + seconds
+    numbers = range(int(first), runs + 1)
+    total = len(numbers) * len(commands)
+    with tqdm(total=total, unit=" runs", disable=None, leave=False, dynamic_ncols=True) as bar:
+        for number in numbers:
+            if number > 1 and perf_counter() > give_up:
+                break
+            for name, command in commands.items():
+                bar.set_description(name)
+                if before:
+                    before(name)
+                if twins and number:
+                    run(command, environ, whole=whole)
+                if number or not twins:
+                    result = run(command, environ, whole=whole)
+                    if number:
+                        done[name].append(result)
+                bar.update()
     return done
 
 
@@ -79,33 +99,54 @@ def times(done: Mapping[str, Sequence[Run]]) -> dict[str, list[float]]:
     return {name: [r.seconds for r in results] for name, results in done.items()}
 
 
-def compared(times: Mapping[str, list[float]], reference: str) -> dict[str, Any]:
-    """Median, least and most in milliseconds, and how many times the reference's time each takes.
+def compared(
+    values: Mapping[str, list[float]], *references: str, unit: str = "ms", scale: float = 1000
+) -> dict[str, Any]:
+    """Median, least and most of `scale` times the values, and how many times a reference's.
 
-    The ratio is the median of the ratios of runs that stood side by side. Printed as a table.
+    A ratio is the median of the ratios of runs that stood side by side. Printed as a table.
     """
-    report = {}
-    for name, values in times.items():
-        ratios = [v / t for t, v in zip(times[reference], values, strict=True)]
-        report[name] = {
-            "median_ms": round(1000 * statistics.median(values)),
-            "min_ms": round(1000 * min(values)),
-            "max_ms": round(1000 * max(values)),
-            f"times_of_{reference.replace(', ', '_').replace(' ', '_')}": round(
-                statistics.median(ratios), 2
-            ),
+    report: dict[str, Any] = {}
+    known = [name for name in references if name in values]
+    for name, own in values.items():
+        scaled = [scale * value for value in own]
+        digits = 0 if min(scaled) >= 100 else 2
+        row = report[name] = {
+            f"median_{unit}": round(statistics.median(scaled), digits),
+            f"min_{unit}": round(min(scaled), digits),
+            f"max_{unit}": round(max(scaled), digits),
         }
-        median, least, most, ratio = report[name].values()
-        print(f"{name:<28}{median:>7} ms  ({least}-{most})  {ratio:>7.2f}x", flush=True)
+        median, least, most = row.values()
+        row["times_of"] = {
+            other: round(
+                statistics.median(v / t for t, v in zip(values[other], own, strict=True)), 3
+            )
+            for other in known
+        }
+        ratios = "  ".join(f"{ratio:>6.2f}x {other}" for other, ratio in row["times_of"].items())
+        print(f"{name:<22}{median:>8} {unit}  ({least}-{most})  {ratios}", flush=True)
     return report
 
 
-def in_checkout() -> dict[str, str]:
-    """An environment in which scripts find this project, and Python its bytecode."""
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+# Set on some machines, and in nobody's deployment: another BLAS kernel than the processor's own,
+# and Python without bytecode.
+NOT_FOR_CONTESTANTS = (
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONUNBUFFERED",
+)
+
+
+def environment() -> dict[str, str]:
+    """What every contestant runs in: scripts find this project, libraries choose for themselves."""
+    own = {name: value for name, value in os.environ.items() if name not in NOT_FOR_CONTESTANTS}
+    return {**own, "PYTHONPATH": str(ROOT)}
 
 
 def keep(name: str, report: Mapping[str, Any]) -> None:
-    """Write `bench/results/NAME.json`."""
+    """Write `bench/results/NAME.json`; what was measured before and is not in `report` stays."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+    path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**before, **report}, indent=2) + "\n")

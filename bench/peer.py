@@ -1,15 +1,23 @@
 """What the scripts of all peers share: when they got where, and the text to the process that waits.
 
-A script is called `SCRIPT MODEL PROMPT N [AGAIN]`. It prints the text of N new tokens, then a line
-of JSON: `laps`, the moments when its parts ended, by a clock that the caller's process shares; with
-AGAIN also `token_ms`, what one more token takes once everything is warm.
+A script is called `SCRIPT MODEL PROMPT N [WORK…]`. It prints the text of N new tokens, then a line
+of JSON: `laps`, the moments when its parts ended, by a clock that the caller's process shares, and
+what each WORK took once everything is warm, medians of some repeats:
+
+    token=30              ms of one of 30 more tokens
+    prompt=64             ms of a prompt of 64 tokens to its first new one
+    together=8            tokens a second of 8 prompts that are continued together, 20 each
+
+`blas` says which kernels the libraries that were loaded have chosen (threadpoolctl).
 """
 
 import sys
 from collections.abc import Callable
 from time import perf_counter
 
-REPEATS = 5
+REPEATS = 3
+TOGETHER_TOKENS = 20
+Together = Callable[[list[str], int], None]
 _laps: dict[str, float] = {}
 
 
@@ -18,22 +26,50 @@ def lap(name: str) -> None:
     _laps[name] = perf_counter()
 
 
-def main(generate: Callable[[str, int], str]) -> None:
-    """Generate as the command line says; `generate` takes a prompt and exactly how many tokens."""
+def main(generate: Callable[[str, int], str], together: Together | None = None) -> None:
+    """Generate as the command line says.
+
+    `generate` takes a prompt and exactly how many tokens; `together` does so for many prompts.
+    """
     prompt, count = sys.argv[2], int(sys.argv[3])
     text = generate(prompt, count)
     print(repr(text), flush=True)
     lap("tokens")
     report: dict[str, object] = {"laps": _laps}
-    if len(sys.argv) > 4:
-        report["token_ms"] = _token_ms(generate, prompt, int(sys.argv[4]))
+    for work in sys.argv[4:]:
+        kind, _, size = work.partition("=")
+        if kind == "token":
+            report[work] = _token_ms(generate, prompt, int(size))
+        elif kind == "prompt":
+            long = "My" + " and" * (int(size) - 1)
+            report[work] = 1000 * _seconds(lambda long=long: generate(long, 1))
+        elif together:
+            prompts = [f"My name is John {i}" + " and so" * (i % 4) for i in range(int(size))]
+            took = _seconds(lambda prompts=prompts: together(prompts, TOGETHER_TOKENS))
+            report[work] = len(prompts) * TOGETHER_TOKENS / took
+    if sys.argv[4:]:
+        from threadpoolctl import threadpool_info
+
+        report["blas"] = [
+            f"{info['internal_api']} {info.get('architecture', '')}".strip()
+            for info in threadpool_info()
+        ]
     import json
 
     print(json.dumps(report))
 
 
+def _seconds(function: Callable[[], object]) -> float:
+    took = []
+    for _ in range(REPEATS):
+        began = perf_counter()
+        function()
+        took.append(perf_counter() - began)
+    return sorted(took[1:])[REPEATS // 2 - 1]  # `statistics` takes 3 ms of everybody's start
+
+
 def _token_ms(generate: Callable[[str, int], str], prompt: str, more: int) -> float:
-    """The median of what `more` tokens take beyond the first, each."""
+    """What `more` tokens take beyond the first, each."""
     took = []
     for _ in range(REPEATS):
         began = perf_counter()

@@ -1,8 +1,11 @@
-"""Pictures of bench/results for the README: docs/cold_start.svg and docs/start_up.svg.
+"""Pictures of bench/results for the README: docs/cold_start.svg, start_up.svg and warm.svg.
+
+Their ground is transparent, and their text light where the reader's page is dark.
 
 make bench      or      python bench/plots.py
 """
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ import matplotlib as mpl
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.cold_start import OURS
+from bench.contestants import F32, INT8
 from bench.measure import RESULTS, ROOT
 
 mpl.use("svg")
@@ -27,7 +30,11 @@ mpl.rcParams |= {
 
 from matplotlib import pyplot as plt
 
-HIGHLIGHT, PLAIN, FAINT = "#c2410c", "#94a3b8", "#475569"
+HIGHLIGHT, PLAIN, INK = "#c2410c", "#94a3b8", "#475569"
+INK_ON_DARK = "#cbd5e1"
+mpl.rcParams |= dict.fromkeys(
+    ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+)
 PARTS = {
     "imports": ("interpreter and imports", "#94a3b8"),
     "model": ("model", "#0f766e"),
@@ -39,45 +46,81 @@ STATES = {
     "evicted": "model not in the page cache",
     "volume": "volume of 300 MB/s, 1 ms",
 }
-SHOWN = (OURS, "llama.cpp f32", "CTranslate2 f32", "ONNX Runtime f32", "transformers",
-         "plain NumPy, no cache")  # fmt: skip
+SHOWN = (INT8, F32, "llama.cpp Q8_0", "llama.cpp f32", "CTranslate2 int8", "CTranslate2 f32",
+         "ONNX Runtime f32", "transformers", "import numpy")  # fmt: skip
+WARM = (INT8, "ours bf16", F32, "llama.cpp Q8_0", "llama.cpp bf16", "llama.cpp f32",
+        "CTranslate2 int8", "CTranslate2 f32", "transformers")  # fmt: skip
+ONCE_WARM = {
+    "a token, ms": ("token", "token=30"),
+    "a prompt of 64 tokens, ms": ("prompts", "prompt=64"),
+    "a prompt of 512 tokens, ms": ("prompts", "prompt=512"),
+    "32 prompts together, tokens a second": ("together", "together=32"),
+}
 
 
 def main() -> None:
-    report = json.loads((RESULTS / "cold_start.json").read_text())
+    cold = _results("cold_start")
     docs = ROOT / "docs"
-    docs.mkdir(exist_ok=True)
-    bars(report, docs / "cold_start.svg")
-    waterfall(report["laps"]["warm"], docs / "start_up.svg")
+    bars(
+        {
+            title: _medians(cold[state], SHOWN, 1000)
+            for state, title in STATES.items()
+            if state in cold
+        },
+        "From process start to the 10th token: GPT-2 124M, two cores, seconds",
+        "{:.2f} s",
+        docs / "cold_start.svg",
+    )
+    waterfall({name: row["laps_ms"] for name, row in cold["warm"].items()}, docs / "start_up.svg")
+    panels = {
+        title: _medians(_results(name)[word], WARM)
+        for title, (name, word) in ONCE_WARM.items()
+        if word in _results(name)
+    }
+    if panels:
+        title = "Once everything is warm: GPT-2 124M, two cores"
+        bars(panels, title, "{:.4g}", docs / "warm.svg")
 
 
-def bars(report: dict[str, Any], path: Path) -> None:
-    """Seconds from process start to text of the float32 peers, a panel for each state."""
-    states = [state for state in STATES if state in report]
-    height = [sum(name in report[state] for name in SHOWN) for state in states]
+def _results(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _medians(rows: dict[str, Any], names: tuple[str, ...], per: float = 1) -> dict[str, float]:
+    """The medians of those that were measured."""
+    return {
+        name: next(v for key, v in rows[name].items() if key.startswith("median")) / per
+        for name in names
+        if name in rows
+    }
+
+
+def bars(panels: dict[str, dict[str, float]], title: str, form: str, path: Path) -> None:
+    """A panel of bars for each title; ours stand out."""
+    height = [len(values) for values in panels.values()]
     figure, axes = plt.subplots(
-        len(states), 1, figsize=(8, 0.36 * sum(height) + 0.95 * len(states)),
+        len(panels), 1, figsize=(8, 0.3 * sum(height) + 0.8 * len(panels)),
         gridspec_kw={"height_ratios": height}, squeeze=False,
     )  # fmt: skip
-    for axis, state in zip(axes[:, 0], states, strict=True):
-        times = {n: report[state][n]["median_ms"] / 1000 for n in SHOWN if n in report[state]}
-        names = sorted(times, key=lambda name: -times[name])
-        colors = [HIGHLIGHT if name == OURS else PLAIN for name in names]
-        axis.barh(names, [times[name] for name in names], color=colors, height=0.72)
-        for row, name in enumerate(names):
-            _label(axis, times[name], row, f"{times[name]:.2f} s")
-        axis.set_title(STATES[state], loc="left", fontsize=11, color=FAINT)
+    for axis, (name, values) in zip(axes[:, 0], panels.items(), strict=True):
+        names = list(reversed(values))
+        colors = [HIGHLIGHT if n.startswith("ours") else PLAIN for n in names]
+        axis.barh(names, [values[n] for n in names], color=colors, height=0.72)
+        for row, n in enumerate(names):
+            _label(axis, values[n], row, form.format(values[n]))
+        axis.set_title(name, loc="left", fontsize=11)
         axis.tick_params(left=False, bottom=False, labelbottom=False)
         axis.spines.bottom.set_visible(False)
-        axis.set_xlim(0, 1.12 * max(times.values()))
-    figure.suptitle("From process start to text: GPT-2 124M, float32, two cores", x=0.02, ha="left")
+        axis.set_xlim(0, 1.12 * max(values.values()))
+    figure.suptitle(title, x=0.02, ha="left")
     _save(figure, path)
 
 
 def waterfall(laps: dict[str, dict[str, float]], path: Path) -> None:
     """What each waits for until its text is there, beginning at the start of its process."""
-    peers = ("llama.cpp f32", "CTranslate2 f32", "ONNX Runtime f32")
-    names = [name for name in (*reversed(peers), OURS) if name in laps]
+    shown = (INT8, F32, "llama.cpp Q8_0", "llama.cpp f32", "CTranslate2 int8", "CTranslate2 f32")
+    names = [name for name in reversed(shown) if name in laps]
     figure, axis = plt.subplots(figsize=(8, 0.5 * len(names) + 1.5))
     for row, name in enumerate(names):
         begin = 0.0
@@ -89,7 +132,7 @@ def waterfall(laps: dict[str, dict[str, float]], path: Path) -> None:
     axis.set_yticks(range(len(names)), names)
     axis.tick_params(left=False)
     axis.set_xlim(0, 1.1 * max(laps[name]["tokens"] for name in names))
-    axis.set_xlabel("milliseconds since the process began, page cache warm", color=FAINT)
+    axis.set_xlabel("milliseconds since the process began, page cache warm", color=INK)
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for _, color in PARTS.values()]
     labels = [label for label, _ in PARTS.values()]
     figure.legend(handles, labels, ncols=4, loc="upper left", frameon=False, fontsize=10)
@@ -99,15 +142,19 @@ def waterfall(laps: dict[str, dict[str, float]], path: Path) -> None:
 
 def _label(axis: Any, x: float, row: int, text: str) -> None:
     """A number beside the end of its bar."""
-    axis.annotate(
-        text, (x, row), xytext=(5, 0), textcoords="offset points", va="center", color=FAINT
-    )
+    axis.annotate(text, (x, row), xytext=(5, 0), textcoords="offset points", va="center", color=INK)
 
 
 def _save(figure: Any, path: Path, top: float = 1.0) -> None:
     figure.tight_layout(rect=(0, 0, 1, top))
-    figure.savefig(path, metadata={"Date": None}, facecolor="white")
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None}, transparent=True)
     plt.close(figure)
+    style = (
+        f"svg {{color: {INK}}} @media (prefers-color-scheme: dark) {{svg {{color: {INK_ON_DARK}}}}}"
+    )
+    text = drawn.getvalue().replace(INK, "currentColor")
+    path.write_text(text.replace("<defs>", f"<style>{style}</style>\n <defs>", 1))
     print(f"docs/{path.name}")
 
 

@@ -1,6 +1,6 @@
 """Random weights of a published GPT-2's shapes, in the published layout.
 
-    python -m bench.random_model DIR
+    python -m bench.random_model DIR [--size 124M|355M|774M|1.5B]
 
 Real weights cannot be had on every machine, and speed does not depend on their values. The file
 is laid out as the published gpt2's: the same tensors in F32, causal masks included, 548 MB, and
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2core.checkpoint import expected_shapes
 from gpt2core.config import GPT2Config
+from gpt2core.files.checkpoint import expected_shapes
 
 PUBLISHED_DATA_BEGINS = 14_291
 ROOT = Path(__file__).parent.parent
@@ -30,25 +30,29 @@ CONFIG = {
     "vocab_size": 50257,
     "n_positions": 1024,
     "n_ctx": 1024,
-    "n_embd": 768,
-    "n_layer": 12,
-    "n_head": 12,
     "layer_norm_epsilon": 1e-5,
     "bos_token_id": 50256,
     "eos_token_id": 50256,
 }
+SIZES = {
+    "124M": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+    "355M": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "774M": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "1.5B": {"n_embd": 1600, "n_layer": 48, "n_head": 25},
+}
 
 
-def make(folder: Path, *, aligned: bool = False) -> Path:
+def make(folder: Path, size: str = "124M", *, aligned: bool = False) -> Path:
     """Write the model directory unless it is there already; returns it."""
     if (folder / "done").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
+    raw_config = CONFIG | SIZES[size]
+    (folder / "config.json").write_text(json.dumps(raw_config, indent=2))
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         if (TEST_DATA / "gpt2-tokenizer" / name).exists():
             shutil.copy(TEST_DATA / "gpt2-tokenizer" / name, folder)
-    config = GPT2Config.from_dict(CONFIG)
+    config = GPT2Config.from_dict(raw_config)
     n = config.n_positions
     shapes = {f"h.{i}.attn.bias": (1, 1, n, n) for i in range(config.n_layer)}
     shapes |= expected_shapes(config)
@@ -78,11 +82,14 @@ def make(folder: Path, *, aligned: bool = False) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Random weights in the layout of gpt2.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", choices=SIZES, default="124M")
     parser.add_argument("--aligned", action="store_true")
     args = parser.parse_args()
-    folder = make(args.folder, aligned=args.aligned)
+    folder = make(args.folder, args.size, aligned=args.aligned)
     print(f"{folder}: {(folder / 'model.safetensors').stat().st_size:,} bytes")
 
 

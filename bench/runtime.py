@@ -19,13 +19,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.measure import ROOT, compared, keep
 from gpt2core.pack import pack
-from tests.emulator import OURS, THEIRS, emulator, emulator_path
+from tests.support.emulator import OURS, THEIRS, emulator, emulator_path
 
 EVENT = {"prompt": "Once upon a time", "max_new_tokens": 1}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Our runtime against awslambdaric.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=15)
     args = parser.parse_args()
     path = emulator_path()

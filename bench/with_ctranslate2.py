@@ -14,16 +14,20 @@ tokenizer = Tokenizer.from_file(f"{sys.argv[1]}/tokenizer.json")
 peer.lap("tokenizer")
 
 
-def generate(prompt: str, count: int) -> str:
-    (result,) = generator.generate_batch(
-        [tokenizer.encode(prompt).tokens],
+def continued(prompts: list[str], count: int) -> list[list[int]]:
+    results = generator.generate_batch(
+        [encoding.tokens for encoding in tokenizer.encode_batch(prompts)],
         max_length=count,
         min_length=count,
         sampling_topk=1,
         include_prompt_in_result=False,
     )
-    assert len(result.sequences_ids[0]) == count
-    return prompt + str(tokenizer.decode(result.sequences_ids[0]))
+    assert all(len(result.sequences_ids[0]) == count for result in results)
+    return [result.sequences_ids[0] for result in results]
 
 
-peer.main(generate)
+def generate(prompt: str, count: int) -> str:
+    return prompt + str(tokenizer.decode(continued([prompt], count)[0]))
+
+
+peer.main(generate, lambda prompts, count: tokenizer.decode_batch(continued(prompts, count)))

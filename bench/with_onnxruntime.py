@@ -1,5 +1,6 @@
 """A peer: ONNX Runtime, with keys and values that go in and out of the graph as its guides do."""
 
+import os
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from bench import peer
 
 peer.lap("imports")
 options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 2
+options.intra_op_num_threads = len(os.sched_getaffinity(0))
 session = onnxruntime.InferenceSession(
     f"{sys.argv[1]}/model.onnx", options, providers=["CPUExecutionProvider"]
 )

@@ -23,4 +23,13 @@ def generate(prompt: str, count: int) -> str:
     return str(tokenizer.decode(ids[0]))
 
 
-peer.main(generate)
+def together(prompts: list[str], count: int) -> None:
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+    ids = model.generate(
+        **inputs, do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=50256
+    )
+    tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
+
+
+peer.main(generate, together)

@@ -4,8 +4,8 @@
     engine = Engine.open("models/demo")
     print(engine.generate("Once upon a time", max_new_tokens=40).text)
 
-Importing this package loads neither NumPy nor `tokenizers`: a name is resolved when it is first
-used, so that a process can start, answer a health check or refuse bad input without them.
+Importing this package loads neither NumPy nor `tokenizers`. Names are resolved on first use, so a
+process can start, answer a health check or reject bad input without them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
     from gpt2core.config import GPT2Config
     from gpt2core.engine import Engine
     from gpt2core.errors import GPT2Error
-    from gpt2core.generate import Generation, Token
+    from gpt2core.generation import Generation, Token
     from gpt2core.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "GPT2Config", "GPT2Error", "Generation", "Token", "Tokenizer", "__version__"]
 
-_HOME = {
+_MODULES = {
     "Engine": "engine",
     "GPT2Config": "config",
     "GPT2Error": "errors",
-    "Generation": "generate",
-    "Token": "generate",
+    "Generation": "generation",
+    "Token": "generation",
     "Tokenizer": "tokenizer",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # already loaded by the interpreter
 
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

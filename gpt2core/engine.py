@@ -1,13 +1,12 @@
-"""`Engine`: a model directory, opened. The only object of the core that lives between requests."""
+"""`Engine`: an open model directory. The only object that the core keeps between requests."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Unpack
 
 import numpy as np
 
-from gpt2core import generate as generation
-from gpt2core.checkpoint import Tensor, open_checkpoint
 from gpt2core.config import GPT2Config
 from gpt2core.errors import (
     InvalidArgument,
@@ -16,100 +15,162 @@ from gpt2core.errors import (
     PromptTooLong,
     TokenizerError,
 )
-from gpt2core.generate import Generation, Token
-from gpt2core.kernels import Float32, set_threads
-from gpt2core.layout import CONFIG_FILE, INDEX_FILE, PACKED_FILE, SINGLE_FILE
+from gpt2core.files.directory import open_directory
+from gpt2core.generation import (
+    Generation,
+    Prompt,
+    Token,
+    check_count,
+    check_deadline,
+    checked_stops,
+)
+from gpt2core.kernels import CHOICES, Float32, choose_native, set_threads
 from gpt2core.model import all_logits
-from gpt2core.packed import PRECISIONS, open_packed
+from gpt2core.sampling import SamplingOptions, checked_logprobs, checked_sampling
+from gpt2core.scheduler import Scheduler, collect, stream
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.weights import Weights
 
-if TYPE_CHECKING:
-    from gpt2core.batch import Prompt
-
-RAW_FILES = (SINGLE_FILE, INDEX_FILE)
-
 
 class Engine:
-    """GPT-2 from one model directory. Safe to share between threads: every call has its own cache.
+    """A GPT-2 model. Thread-safe: every call has its own KV cache.
 
-    `config` is the `GPT2Config`; `model_dir` the directory it was opened from.
+    `config` is the `GPT2Config`, `model_dir` the directory that was opened.
     """
 
-    def __init__(self, model_dir: str, config: GPT2Config, weights: Weights) -> None:
+    def __init__(
+        self, model_dir: str, config: GPT2Config, weights: Weights, prompt_lookup: bool = False
+    ) -> None:
         self.model_dir = model_dir
         self.config = config
         self._weights = weights
+        self._prompt_lookup = prompt_lookup
         self._tokenizer: Tokenizer | None = None
 
     @classmethod
     def open(
-        cls, model_dir: str | os.PathLike[str], precision: str = "auto", threads: int | None = None
+        cls,
+        model_dir: str | os.PathLike[str],
+        precision: str = "auto",
+        kernels: str = "auto",
+        threads: int | None = None,
+        prompt_lookup: bool = True,
     ) -> "Engine":
-        """Map a Hugging Face model directory. Reads headers and configuration; no weight is read.
+        """Map a Hugging Face model directory. Reads headers and configuration, but no weights.
 
-        `precision`: "auto" takes what the directory's packed file holds, else f32 from the raw
-        files; "f32", "bf16" and "int8" ask for one and fail where it cannot be had. `threads`: how
-        many NumPy's OpenBLAS uses, for the whole process; None leaves it as it is, and it is
-        without effect under another BLAS.
+        Args:
+            model_dir: a raw or packed model directory.
+            precision: "f32", "bf16" or "int8". "auto" uses the precision of the packed file, or
+                f32 if there are only raw files.
+            kernels: "native" (compiled) or "numpy". "auto" uses the compiled kernels if they run
+                on this processor.
+            threads: threads of the kernels, for the whole process. None: one for each available
+                CPU with the compiled kernels, the BLAS default with NumPy. With NumPy it takes
+                effect only if the BLAS is OpenBLAS.
+            prompt_lookup: whether a sequence that is decoded alone may get several tokens in a
+                pass. The tokens are the same. Compiled kernels only.
 
         Raises:
-            InvalidArgument: a precision that the directory does not hold, or less than one thread.
-            ModelError: `ConfigError` or `CheckpointError`, naming file and field or tensor.
+            InvalidArgument: the directory does not have this precision, the kernels do not run
+                here, or `threads` is less than 1.
+            ModelError: `ConfigError` or `CheckpointError`; names the file and the field or tensor.
         """
         if threads is not None and (type(threads) is not int or threads < 1):
-            raise InvalidArgument(f"threads is {threads!r}, not a number from 1", param="threads")
+            raise InvalidArgument(
+                f"threads is {threads!r}, not a positive integer", param="threads"
+            )
         path = os.fspath(model_dir)
         if not os.path.isdir(path):
             raise ModelError("no such model directory", file=path)
-        config, tensors = _open_weights(path, precision)
-        weights = Weights(tensors, config)
-        if threads is not None:
+        native = _choose_kernels(kernels)
+        config, tensors = open_directory(path, precision)
+        weights = Weights(tensors, config, native=native)
+        if native:
+            from gpt2core.kernels.native import set_threads as set_native_threads
+
+            set_native_threads(threads)
+        elif threads is not None:
             set_threads(threads)
-        return cls(path, config, weights)
+        return cls(path, config, weights, native and prompt_lookup)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The directory's tokenizer, opened when it is first asked for.
+        """The directory's tokenizer, opened on first use.
 
         Raises:
-            TokenizerError: the directory has none, or it is broken.
+            TokenizerError: the tokenizer is missing or broken.
         """
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.open(self.model_dir)
         return self._tokenizer
 
-    def read_ahead(self) -> None:
-        """Begin to make the weights ready in a thread, where they must be copied or widened.
-
-        Every call that needs them does this first; it pays to do it before opening the tokenizer.
-        """
-        self._weights.widen_ahead()
-
-    def encode_prompt(self, prompt: str, limit: int | None = None) -> list[int]:
-        """Ids that the model starts from: an empty prompt is the beginning-of-text token.
-
-        `limit` is the most tokens to accept; the context is one anyway.
+    @cached_property
+    def revision(self) -> str:
+        """Identifier of the model's files, 64 hexadecimal digits. See `files.revision`.
 
         Raises:
-            InvalidPrompt: `prompt` is no text, or is empty where the model has no such token.
-            PromptTooLong: it exceeds the limit.
-            TokenizerError: the directory has no tokenizer, or one with more tokens than the model.
+            ModelError: the files can no longer be read.
+        """
+        from gpt2core.files.revision import revision_of  # imports hashlib; only batches need it
+
+        try:
+            return revision_of(self.model_dir)
+        except OSError as error:
+            raise ModelError(f"cannot be read ({error.strerror})", file=self.model_dir) from error
+
+    def describe_weights(self) -> str:
+        """The data type, layout, alignment and file of the weight matrices, for people."""
+        tensor = self._weights.block(0).mlp.c_fc.tensor
+        layout = "[n_out, n_in]" if tensor.data.T.flags.c_contiguous else "[n_in, n_out]"
+        aligned = "" if tensor.data.flags.aligned else ", not aligned"
+        return f"{tensor.dtype} {layout}{aligned}, {tensor.file}"
+
+    def restored(self) -> None:
+        """Select the kernels again. Call it after a snapshot restore: the processor may differ.
+
+        Raises:
+            InvalidArgument: the compiled kernels are in use and do not run on this processor.
+        """
+        if self._weights.native:
+            _choose_kernels("native")
+
+    def read_ahead(self) -> None:
+        """Start to copy or convert the weights in a thread, if they need it.
+
+        Every call that needs the weights does this first. Calling it before the tokenizer is opened
+        lets both run at the same time.
+        """
+        self._weights.prepare_ahead()
+
+    def encode_prompt(
+        self, prompt: str, limit: int | None = None, allow_special: bool = True
+    ) -> list[int]:
+        """Token ids of a prompt. An empty prompt becomes the beginning-of-text token.
+
+        `limit` is the maximum number of tokens; the context length is always a limit. Special
+        tokens in the prompt (`<|endoftext|>`) are recognized unless `allow_special` is False.
+
+        Raises:
+            InvalidPrompt: `prompt` is not a string, or it is empty and the model has no
+                beginning-of-text token.
+            PromptTooLong: the prompt exceeds the limit.
+            TokenizerError: the tokenizer is missing, or has token ids that the model does not.
         """
         limit = min(limit or self.config.n_positions, self.config.n_positions)
         tokenizer = self.tokenizer
-        least = tokenizer.least_tokens(prompt) if isinstance(prompt, str) else 0
-        if least > limit:  # megabytes of text take seconds to encode, only to be refused
-            raise PromptTooLong(least, limit, at_least=True)
-        ids = tokenizer.encode(prompt)
+        lower_bound = tokenizer.min_tokens(prompt) if isinstance(prompt, str) else 0
+        if lower_bound > limit:  # encoding megabytes of text would take seconds
+            raise PromptTooLong(lower_bound, limit, at_least=True)
+        ids = tokenizer.encode(prompt, allow_special)
         if len(ids) > limit:
             raise PromptTooLong(len(ids), limit)
         if max(ids, default=0) >= self.config.vocab_size:
             raise TokenizerError(
-                f"has token {max(ids)}, the model only {self.config.vocab_size}: they do not match",
+                f"token id {max(ids)} is outside the model's vocabulary of "
+                f"{self.config.vocab_size}: tokenizer and model do not match",
                 file=self.model_dir,
             )
-        return self._checked(ids)
+        return self.checked_ids(ids)
 
     def generate(
         self,
@@ -117,18 +178,30 @@ class Engine:
         max_new_tokens: int = 20,
         stop: str | Sequence[str] = (),
         deadline: float | None = None,
+        allow_special: bool = True,
+        logprobs: int | None = None,
+        prompt_logprobs: bool = False,
+        **sampling: Unpack[SamplingOptions],
     ) -> Generation:
-        """Continue `prompt` greedily and return the whole continuation.
+        """Continue `prompt` and return the whole continuation. The default is greedy decoding.
 
-        `prompt` is text, or ids as `encode_prompt` gives them. `stop` ends the text before the
-        first of these strings; `deadline` is in `time.monotonic()` seconds and ends it early with
-        what there is.
+        Args:
+            prompt: text, or token ids as `encode_prompt` returns them.
+            max_new_tokens: maximum number of new tokens.
+            stop: strings that end the text; it is cut before the first one that occurs.
+            deadline: `time.monotonic()` seconds at which decoding ends with the text so far.
+            allow_special: whether special tokens in a text prompt are recognized.
+            logprobs: return `Generation.logprobs` with this many of the most likely tokens (0-5).
+            prompt_logprobs: return `Generation.prompt_logprobs` too.
+            **sampling: fields of `Sampling` except `choice`. Without a seed a random one is used.
 
         Raises:
-            InvalidArgument: an argument of the wrong type or range; the error's `param` names it.
-            InvalidPrompt, PromptTooLong, TokenizerError: as `encode_prompt`.
+            InvalidArgument: an argument has the wrong type or range; `param` names it.
+            InvalidPrompt, PromptTooLong, TokenizerError: see `encode_prompt`.
+            CheckpointError: the logits are not finite.
         """
-        return generation.collect(self.stream(prompt, max_new_tokens, stop, deadline))
+        limits = max_new_tokens, stop, deadline, allow_special, logprobs, prompt_logprobs
+        return self.generate_batch([prompt], *limits, **sampling)[0]
 
     def stream(
         self,
@@ -136,19 +209,17 @@ class Engine:
         max_new_tokens: int = 20,
         stop: str | Sequence[str] = (),
         deadline: float | None = None,
+        allow_special: bool = True,
+        logprobs: int | None = None,
+        prompt_logprobs: bool = False,
+        **sampling: Unpack[SamplingOptions],
     ) -> Iterator[Token | Generation]:
-        """Yield every `Token` as its text becomes certain, and last the `Generation` they make.
+        """Yield every `Token` once its text is final, then the `Generation`.
 
-        Arguments and errors as for `generate`; errors come before this returns.
+        Arguments and errors as for `generate`. Invalid arguments raise before this returns.
         """
-        self.read_ahead()
-        stops = _checked_stops(stop)
-        _check_deadline(deadline)
-        _check_count(max_new_tokens)
-        ids = self._prompt_ids(prompt)
-        return generation.stream(
-            self._weights, self.config, self.tokenizer, ids, max_new_tokens, stops, deadline
-        )
+        limits = max_new_tokens, stop, deadline, allow_special, logprobs, prompt_logprobs
+        return stream(self.scheduler(), *self._prompts([prompt], *limits, sampling))
 
     def generate_batch(
         self,
@@ -156,57 +227,46 @@ class Engine:
         max_new_tokens: int = 20,
         stop: str | Sequence[str] = (),
         deadline: float | None = None,
+        allow_special: bool = True,
+        logprobs: int | None = None,
+        prompt_logprobs: bool = False,
+        **sampling: Unpack[SamplingOptions],
     ) -> list[Generation]:
-        """Continue every prompt, all of them together; arguments and errors as for `generate`.
+        """Continue all prompts in shared passes. Arguments and errors as for `generate`.
 
-        All prompts are checked before the first is continued. Each is continued as it would be
-        alone, wherever the two best logits differ by more than rounding does.
+        All prompts are validated before decoding starts. Each result equals that of the prompt
+        alone, unless the two best logits differ by less than the rounding error. A given seed is
+        used for every prompt; without one each prompt has its own.
         """
         if isinstance(prompts, (str, bytes)):
-            raise InvalidArgument("prompts is one string, not a list of them", param="prompts")
-        from gpt2core.batch import Prompt  # one prompt does without
-
-        stops = _checked_stops(stop)
-        _check_deadline(deadline)
-        _check_count(max_new_tokens)
-        rows = [
-            Prompt(i, self._prompt_ids(prompt), max_new_tokens, stops)
-            for i, prompt in enumerate(prompts)
-        ]
-        done = dict(self.generate_rows(rows, deadline))
-        return [done[i] for i in range(len(rows))]
-
-    def generate_rows(
-        self,
-        prompts: "Iterable[Prompt | None]",
-        deadline: float | None = None,
-        *,
-        partial: bool = True,
-    ) -> Iterator[tuple[Any, Generation]]:
-        """Continue `batch.Prompt`s as they come; yield (key, `Generation`) as each is finished.
-
-        For prompts without end, or of different lengths and stops: see `batch.generate_rows`. Their
-        ids are those of `encode_prompt`, and are not checked again.
-        """
-        from gpt2core.batch import generate_rows
-
-        self.read_ahead()
-        return generate_rows(
-            self._weights, self.config, self.tokenizer, prompts, deadline, partial=partial
-        )
+            raise InvalidArgument("prompts is a string, not a list of prompts", param="prompts")
+        limits = max_new_tokens, stop, deadline, allow_special, logprobs, prompt_logprobs
+        return collect(self.scheduler(), self._prompts(prompts, *limits, sampling))
 
     def generate_ids(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
-        """The new ids after `ids`, greedily, up to the end-of-text token (left out) or the context.
+        """Greedy decoding from ids to new ids; needs no tokenizer.
 
-        Needs no tokenizer.
+        Ends at the end-of-text token, which is left out, or at the end of the context.
 
         Raises:
-            InvalidArgument, InvalidPrompt, PromptTooLong: as for `generate`.
+            InvalidArgument, InvalidPrompt, PromptTooLong, CheckpointError: as for `generate`.
         """
         self.read_ahead()
-        _check_count(max_new_tokens)
-        return list(
-            generation.greedy_ids(self._weights, self.config, self._checked(ids), max_new_tokens)
+        check_count(max_new_tokens)
+        scheduler = Scheduler(self._weights, self.config, None, prompt_lookup=self._prompt_lookup)
+        return collect(scheduler, [Prompt(0, self.checked_ids(ids), max_new_tokens)])[0].ids
+
+    def scheduler(self) -> Scheduler:
+        """Create a `Scheduler` for sequences that share passes over this model's weights.
+
+        Its prompts hold ids as `encode_prompt` returns them.
+
+        Raises:
+            TokenizerError: the directory has no tokenizer.
+        """
+        self.read_ahead()
+        return Scheduler(
+            self._weights, self.config, self.tokenizer, prompt_lookup=self._prompt_lookup
         )
 
     def logits(self, ids: Sequence[int]) -> Float32:
@@ -216,15 +276,54 @@ class Engine:
             InvalidPrompt, PromptTooLong: as for `generate`.
         """
         self.read_ahead()
-        return all_logits(self._weights, self.config, self._checked(ids))
+        return all_logits(self._weights, self.config, self.checked_ids(ids))
 
-    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        return self.encode_prompt(prompt) if isinstance(prompt, str) else self._checked(prompt)
+    def _prompts(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        max_new_tokens: int,
+        stop: str | Sequence[str],
+        deadline: float | None,
+        allow_special: bool,
+        logprobs: int | None,
+        prompt_logprobs: bool,
+        options: SamplingOptions,
+    ) -> list[Prompt]:
+        """Validated prompts; the key of each is its index in the list."""
+        self.read_ahead()
+        stops = checked_stops(stop)
+        check_deadline(deadline)
+        check_count(max_new_tokens)
+        logprobs = checked_logprobs(logprobs, prompt_logprobs)
+        sampling = checked_sampling(options, self.config.vocab_size)
+        has_seed = options.get("seed") is not None
+        if not has_seed:
+            sampling = sampling._replace(seed=int.from_bytes(os.urandom(8), "little"))
+        return [
+            Prompt(
+                i,
+                self._prompt_ids(prompt, allow_special),
+                max_new_tokens,
+                stops,
+                deadline,
+                sampling if has_seed else sampling._replace(choice=i),
+                logprobs,
+                bool(prompt_logprobs),
+            )
+            for i, prompt in enumerate(prompts)
+        ]
 
-    def _checked(self, ids: Sequence[int]) -> list[int]:
+    def _prompt_ids(self, prompt: str | Sequence[int], allow_special: bool) -> list[int]:
+        if not isinstance(prompt, str):
+            return self.checked_ids(prompt)
+        return self.encode_prompt(prompt, allow_special=allow_special)
+
+    def checked_ids(self, ids: Sequence[int], limit: int | None = None) -> list[int]:
+        """Validate the token ids of a prompt. `limit` and errors as for `encode_prompt`."""
         if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
             raise InvalidPrompt(
-                f"the prompt is {type(ids).__name__}, not text or a list of ids", param="prompt"
+                f"the prompt is of type {type(ids).__name__}, not a string or a list of token ids",
+                param="prompt",
             )
         ids, config = list(ids), self.config
         for i in ids:
@@ -234,64 +333,31 @@ class Engine:
                 or not 0 <= i < config.vocab_size
             ):
                 raise InvalidPrompt(
-                    f"token id {i!r} is not one of the model's {config.vocab_size}", param="prompt"
+                    f"token id {i!r} is not an integer from 0 to {config.vocab_size - 1}",
+                    param="prompt",
                 )
-        if len(ids) > config.n_positions:
-            raise PromptTooLong(len(ids), config.n_positions)
+        limit = min(limit or config.n_positions, config.n_positions)
+        if len(ids) > limit:
+            raise PromptTooLong(len(ids), limit)
         if ids:
             return ids
         if config.bos_token_id is None or config.bos_token_id >= config.vocab_size:
             raise InvalidPrompt(
-                "the prompt is empty and this model has no beginning-of-text token: send some text",
+                "the prompt is empty and the model has no beginning-of-text token: send some text",
                 param="prompt",
             )
         return [config.bos_token_id]
 
 
-def _open_weights(path: str, precision: str) -> tuple[GPT2Config, dict[str, Tensor]]:
-    """Configuration and tensors from the packed file where it matches, else from the raw ones."""
-    if precision != "auto" and precision not in PRECISIONS:
+def _choose_kernels(kernels: str) -> bool:
+    """Whether to use the compiled kernels."""
+    if kernels not in CHOICES:
         raise InvalidArgument(
-            f"precision {precision!r} is not one of auto, {', '.join(PRECISIONS)}",
-            param="precision",
+            f"kernels {kernels!r} is not one of {', '.join(CHOICES)}", param="kernels"
         )
-    packed = os.path.join(path, PACKED_FILE)
-    config_file = os.path.join(path, CONFIG_FILE)
-    has_raw = any(os.path.exists(os.path.join(path, name)) for name in RAW_FILES)
-    held = "f32"
-    if os.path.exists(packed):
-        config, held, tensors = open_packed(packed)
-        same = not os.path.exists(config_file) or GPT2Config.from_file(config_file) == config
-        if same and precision in ("auto", held):
-            return config, tensors
-        if not same and not has_raw:
-            raise ModelError("describes another model than config.json", file=packed)
-    if (has_raw or not os.path.exists(packed)) and precision in ("auto", "f32"):
-        config = GPT2Config.from_file(config_file)
-        return config, open_checkpoint(path, config)
-    raise InvalidArgument(
-        f"precision {precision!r} cannot be had from {path}, which holds {held}: pack it again",
-        param="precision",
-    )
-
-
-def _checked_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(stops, (list, tuple)) or not all(isinstance(s, str) and s for s in stops):
-        raise InvalidArgument("stop must be a non-empty string or several", param="stop")
-    return tuple(stops)
-
-
-def _check_deadline(deadline: float | None) -> None:
-    if deadline is not None and not isinstance(deadline, (int, float)):
-        raise InvalidArgument(
-            f"deadline is {deadline!r}, not a number of seconds", param="deadline"
-        )
-
-
-def _check_count(max_new_tokens: int) -> None:
-    if type(max_new_tokens) is not int or max_new_tokens < 0:
-        raise InvalidArgument(
-            f"max_new_tokens is {max_new_tokens!r}, not a whole number from 0",
-            param="max_new_tokens",
-        )
+    if kernels == "numpy":
+        return False
+    native = choose_native()
+    if kernels == "native" and not native.instruction_set:
+        raise InvalidArgument(f"native kernels {native.reason}", param="kernels")
+    return native.instruction_set is not None

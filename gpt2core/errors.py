@@ -1,23 +1,22 @@
-"""Everything that can go wrong in the core, as types that carry their data.
+"""The exceptions of the core.
 
-`str(error)` is one sentence for people that names the bad value and the fix. `param` names the
-argument at fault where there is one. Callers map types to their own world (HTTP statuses, exit
-codes); nothing here knows of either.
+`str(error)` is one sentence that names the bad value and the fix. `param` names the argument at
+fault, if there is one. Callers map the types to HTTP statuses or exit codes.
 """
 
 
 class GPT2Error(Exception):
-    """Base of every error that this project raises on purpose."""
+    """Base class of all errors that this project raises on purpose."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
-        # A message may quote what arrived, and half of a surrogate pair cannot be written anywhere.
+        # A message may quote input, and a lone surrogate cannot be encoded.
         self.message = message.encode("utf-8", "backslashreplace").decode()
         self.param = param
         super().__init__(self.message)
 
 
 class ModelError(GPT2Error):
-    """A model directory that cannot be used. `file` is the file at fault, "" if none is."""
+    """A model directory cannot be used. `file` is the file at fault, or ""."""
 
     def __init__(self, problem: str, *, file: str = "") -> None:
         super().__init__(f"{file}: {problem}" if file else problem)
@@ -26,7 +25,7 @@ class ModelError(GPT2Error):
 
 
 class ConfigError(ModelError):
-    """`config.json` is broken or asks for what is not implemented. `field` names the entry."""
+    """`config.json` is invalid or needs an unsupported feature. `field` names the entry."""
 
     def __init__(self, problem: str, *, file: str = "", field: str = "") -> None:
         super().__init__(f"{field}: {problem}" if field else problem, file=file)
@@ -34,30 +33,38 @@ class ConfigError(ModelError):
 
 
 class CheckpointError(ModelError):
-    """A weights file is broken, hostile or does not fit `config.json`. `tensor` names the one."""
+    """A weights file is invalid or does not match `config.json`. `tensor` names the tensor."""
 
     def __init__(self, problem: str, *, file: str = "", tensor: str = "") -> None:
-        # A tensor's name comes from the file: `ascii` keeps control characters out of terminals.
+        # The name comes from the file: `ascii` keeps control characters out of terminals.
         super().__init__(f"tensor {tensor!a}: {problem}" if tensor else problem, file=file)
         self.tensor = tensor
 
 
+class PackedFormatError(CheckpointError):
+    """A packed file was written by another version of this project."""
+
+
 class TokenizerError(ModelError):
-    """The tokenizer files are missing, broken or of another kind than byte-level BPE."""
+    """The tokenizer files are missing, invalid or not byte-level BPE."""
+
+
+class TablesFormatError(TokenizerError):
+    """A compiled tokenizer was written by another version of this project."""
 
 
 class InvalidArgument(GPT2Error, ValueError):
-    """An argument outside of what the function accepts; `param` names it."""
+    """An argument has the wrong type or range; `param` names it."""
 
 
 class InvalidPrompt(InvalidArgument):
-    """A prompt that the model cannot start from."""
+    """The model cannot start from this prompt."""
 
 
 class PromptTooLong(GPT2Error):
-    """More prompt tokens than the limit. Carries both numbers.
+    """The prompt has more tokens than the limit.
 
-    With `at_least`, `prompt_tokens` is what a text of its length must have and it may have more.
+    With `at_least`, `prompt_tokens` is a lower bound: the text was too long to encode.
     """
 
     def __init__(self, prompt_tokens: int, limit: int, *, at_least: bool = False) -> None:

@@ -1,36 +1,36 @@
 """GPT-2's forward pass as small pure functions named after the checkpoint's keys.
 
-Formulas: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", in the
-arrangement of the published code (https://github.com/openai/gpt-2, `src/model.py`).
+Formulas: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", as implemented
+in the published code (https://github.com/openai/gpt-2, `src/model.py`).
 
 Axes, used everywhere:
-    n_seq   positions that go in now, of all sequences one after the other
-    n_kv    positions in a sequence's cache, its new ones included
+    n_seq   new positions of all sequences, concatenated
+    n_kv    positions in the cache of one sequence, including the new ones
     n_embd, n_head, n_inner, n_positions, vocab_size   as in `GPT2Config`
     head_dim = n_embd / n_head
 """
 
 from collections.abc import Callable, Sequence
-from time import monotonic
+from typing import Any
 
 import numpy as np
 
 from gpt2core.config import GPT2Config
 from gpt2core.errors import CheckpointError
 from gpt2core.kernels import Float32, linear, unembed
-from gpt2core.weights import MLP, Affine, Attention, Block, Weights
+from gpt2core.weights import MLP, Attention, Block, Norm, Weights
 
-# Rows that prefill takes at once: attention scores stay below n_head * 256 * n_positions floats
-# (26 MB for gpt2-xl) however long the prompt is.
+# Rows of prefill in one pass: keeps attention scores below n_head * 256 * n_positions floats
+# (26 MB for gpt2-xl) for prompts of any length.
 PREFILL_ROWS = 256
 
 
 class KVCache:
-    """Keys and values of every layer for one sequence, allocated once for `capacity` positions."""
+    """Keys and values of all layers for one sequence, preallocated for `capacity` positions."""
 
     @staticmethod
     def nbytes(config: GPT2Config, capacity: int) -> int:
-        """What a cache of so many positions takes."""
+        """Bytes of a cache of `capacity` positions."""
         return 4 * 2 * config.n_layer * config.n_embd * capacity
 
     def __init__(self, config: GPT2Config, capacity: int) -> None:
@@ -39,7 +39,7 @@ class KVCache:
         self.values: Float32 = np.empty(shape, np.float32)
         self.capacity = capacity
         self.n_kv = 0
-        """Positions that are filled."""
+        """Number of positions in use."""
 
 
 def gelu_new(x: Float32) -> Float32:
@@ -69,7 +69,7 @@ def gelu(x: Float32) -> Float32:
 
 
 def _sigmoid(x: Float32) -> Float32:
-    # By tanh: exp(-x) overflows for large negative x.
+    # With tanh: exp(-x) overflows for large negative x.
     half: Float32 = np.tanh(0.5 * x) * np.float32(0.5) + np.float32(0.5)
     return half
 
@@ -104,8 +104,8 @@ ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
 }
 
 
-def layer_norm(x: Float32, norm: Affine, epsilon: float) -> Float32:
-    """x [n_seq, n_embd] -> [n_seq, n_embd], each row to mean 0 and variance 1, then affine."""
+def layer_norm(x: Float32, norm: Norm, epsilon: float) -> Float32:
+    """x [n_seq, n_embd] -> [n_seq, n_embd]: rows to mean 0 and variance 1, then affine."""
     centred: Float32 = x - x.mean(axis=-1, keepdims=True)
     variance = np.einsum("ij,ij->i", centred, centred)[:, None] / np.float32(x.shape[-1])
     centred /= np.sqrt(variance + np.float32(epsilon))
@@ -123,9 +123,9 @@ def softmax(x: Float32) -> Float32:
 
 
 def causal_mask(n_seq: int) -> Float32 | None:
-    """[n_seq, n_seq] to add to the scores of the new positions among themselves; None for one.
+    """[n_seq, n_seq] to add to the scores between new positions; None if there is only one.
 
-    Positions that are in the cache already are visible to all new ones and need no mask.
+    Positions already in the cache are visible to all new ones and need no mask.
     """
     if n_seq == 1:
         return None
@@ -141,17 +141,16 @@ def attention(
     caches: Sequence[KVCache],
     masks: Sequence[Float32 | None],
     lengths: Sequence[int],
-    scale: float,
 ) -> Float32:
     """x [n_seq, n_embd] -> [n_seq, n_embd]; writes block `layer`'s keys and values into the caches.
 
-    The first `lengths[0]` rows of `x` go on with the sequence of `caches[0]`, and so on: the
-    sequences share the products with the weights, and each looks only at itself.
+    The first `lengths[0]` rows of `x` belong to the sequence of `caches[0]`, and so on: sequences
+    share the products with the weights, and each attends only to itself.
     """
     n_seq, n_embd = x.shape
     n_head, _, head_dim = caches[0].keys[layer].shape
-    qkv = linear(x, *attn.c_attn).reshape(n_seq, 3, n_head, head_dim)
-    qkv[:, 0] *= np.float32(scale)
+    qkv = linear(x, attn.c_attn).reshape(n_seq, 3, n_head, head_dim)
+    qkv[:, 0] *= np.float32(attn.scale)
     heads: Float32 = np.empty((n_seq, n_head, head_dim), np.float32)
     begin = 0
     for cache, mask, length in zip(caches, masks, lengths, strict=True):
@@ -166,18 +165,29 @@ def attention(
         # [n_head, length, n_kv] @ [n_head, n_kv, head_dim] -> [n_head, length, head_dim]
         heads[begin:end] = np.matmul(softmax(scores), values[:, :n_kv]).transpose(1, 0, 2)
         begin = end
-    return linear(heads.reshape(n_seq, n_embd), *attn.c_proj)
+    return linear(heads.reshape(n_seq, n_embd), attn.c_proj)
 
 
 def feed_forward(x: Float32, mlp: MLP, activation: Callable[[Float32], Float32]) -> Float32:
     """x [n_seq, n_embd] -> [n_seq, n_embd]."""
-    return linear(activation(linear(x, *mlp.c_fc)), *mlp.c_proj)
+    return linear(activation(linear(x, mlp.c_fc)), mlp.c_proj)
 
 
-def attention_scale(config: GPT2Config, layer: int) -> float:
-    """What query times key is multiplied by in block `layer`."""
-    scale = config.head_dim**-0.5 if config.scale_attn_weights else 1.0
-    return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
+def _blocks(
+    x: Float32,
+    weights: Weights,
+    config: GPT2Config,
+    lengths: Sequence[int],
+    caches: Sequence[KVCache],
+) -> None:
+    """All blocks on x [n_seq, n_embd], in place. The compiled kernels do the same in one call."""
+    epsilon = config.layer_norm_epsilon
+    activation = ACTIVATIONS[config.activation_function]
+    masks = [causal_mask(length) for length in lengths]
+    for i in range(config.n_layer):
+        block: Block = weights.block(i)
+        x += attention(layer_norm(x, block.ln_1, epsilon), block.attn, i, caches, masks, lengths)
+        x += feed_forward(layer_norm(x, block.ln_2, epsilon), block.mlp, activation)
 
 
 def hidden_states(
@@ -186,73 +196,66 @@ def hidden_states(
     sequences: Sequence[Sequence[int]],
     caches: Sequence[KVCache],
 ) -> Float32:
-    """New ids of each sequence, at the positions after those in its cache, one pass for all.
+    """Run one pass on the new ids of each sequence, which follow the positions in its cache.
 
-    -> [n_seq, n_embd], before `ln_f`: the rows of the first sequence, then of the second, ….
+    Returns [n_seq, n_embd] before `ln_f`: the rows of the first sequence, then of the second, ….
     """
     lengths = [len(ids) for ids in sequences]
-    epsilon = config.layer_norm_epsilon
-    activation = ACTIVATIONS[config.activation_function]
-    masks = [causal_mask(length) for length in lengths]
     embedded = [
         weights.embed(np.asarray(ids), cache.n_kv)
         for ids, cache in zip(sequences, caches, strict=True)
     ]
     x = embedded[0] if len(embedded) == 1 else np.concatenate(embedded)
-    for i in range(config.n_layer):
-        block: Block = weights.block(i)
-        scale = attention_scale(config, i)
-        x += attention(
-            layer_norm(x, block.ln_1, epsilon), block.attn, i, caches, masks, lengths, scale
-        )
-        x += feed_forward(layer_norm(x, block.ln_2, epsilon), block.mlp, activation)
+    if weights.native:
+        weights.forward(x, lengths, caches)
+    else:
+        _blocks(x, weights, config, lengths, caches)
     for cache, length in zip(caches, lengths, strict=True):
         cache.n_kv += length
     return x
+
+
+def unchecked_logits(weights: Weights, config: GPT2Config, x: Float32) -> Float32:
+    """Hidden states [n_seq, n_embd] -> [n_seq, vocab_size], NaN where the weights are damaged."""
+    if weights.native:
+        from gpt2core.kernels import native
+
+        normed = native.layer_norm(x, weights.ln_f, config.layer_norm_epsilon)
+        return native.linear(normed, weights.lm_head)
+    return unembed(layer_norm(x, weights.ln_f, config.layer_norm_epsilon), weights.lm_head)
 
 
 def logits(weights: Weights, config: GPT2Config, x: Float32) -> Float32:
     """Hidden states [n_seq, n_embd] -> [n_seq, vocab_size].
 
     Raises:
-        CheckpointError: a logit is not a number: the weights are damaged.
+        CheckpointError: a logit is NaN: the weights are damaged.
     """
-    scores = unembed(layer_norm(x, weights.ln_f, config.layer_norm_epsilon), weights.lm_head)
-    if np.isnan(scores.max()):  # a maximum is NaN when anything is: one pass, no second array
-        raise CheckpointError("the logits are not numbers: the weights hold NaN or overflow")
+    scores = unchecked_logits(weights, config, x)
+    if np.isnan(scores.max()):  # NaN if any logit is: one pass, no second array
+        raise CheckpointError("the logits are not finite: the weights are damaged")
     return scores
 
 
-def prefill(
-    weights: Weights,
-    config: GPT2Config,
-    ids: Sequence[int],
-    cache: KVCache,
-    deadline: float | None = None,
-) -> Float32 | None:
-    """Put a prompt into the cache, some rows at a time -> logits of the last position [vocab_size].
+def greedy(
+    weights: Weights, config: GPT2Config, x: Float32
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Hidden states [n_seq, n_embd] -> the most likely ids [n_seq], and is_nan [n_seq].
 
-    `ids` must not be empty and must fit the cache's capacity. None where `deadline`
-    (`time.monotonic()` seconds) passed before the end.
+    Ties go to the lowest id. `is_nan` marks rows with NaN logits: their ids are meaningless.
     """
-    for begin in range(0, len(ids), PREFILL_ROWS):
-        if begin and deadline is not None and monotonic() >= deadline:
-            return None
-        x = hidden_states(weights, config, [ids[begin : begin + PREFILL_ROWS]], [cache])
-    scores: Float32 = logits(weights, config, x[-1:])[0]
-    return scores
+    if weights.native:
+        from gpt2core.kernels import native
 
-
-def decode(weights: Weights, config: GPT2Config, token: int, cache: KVCache) -> Float32:
-    """Put one token into the cache -> logits of the next [vocab_size]."""
-    scores: Float32 = logits(weights, config, hidden_states(weights, config, [(token,)], [cache]))[
-        0
-    ]
-    return scores
+        normed = native.layer_norm(x, weights.ln_f, config.layer_norm_epsilon)
+        return native.greedy(normed, weights.lm_head)
+    scores = unchecked_logits(weights, config, x)
+    ids = scores.argmax(axis=1)  # the first of equal scores, or the first NaN
+    return ids, np.isnan(scores[np.arange(len(ids)), ids])
 
 
 def all_logits(weights: Weights, config: GPT2Config, ids: Sequence[int]) -> Float32:
-    """Logits of every position, without any that is kept: [n_seq, vocab_size]."""
+    """Logits of every position, [n_seq, vocab_size]; the cache is discarded."""
     cache = KVCache(config, len(ids))
     scores: Float32 = np.empty((len(ids), config.vocab_size), np.float32)
     for begin in range(0, len(ids), PREFILL_ROWS):

@@ -1,15 +1,14 @@
-"""A Hugging Face model directory -> packed weights and a compiled tokenizer.
+"""Packs a Hugging Face model directory: packed weights and a compiled tokenizer.
 
-What stands in DST afterwards is a model directory by itself: `packed.safetensors`,
-`tokenizer.safetensors`, `config.json` and `gpt2.manifest.json`. The same input gives the same
-bytes.
+The output is a model directory of its own: `packed.safetensors`, `tokenizer.safetensors`,
+`config.json` and `gpt2.manifest.json`. The same input gives the same bytes.
 """
 
 import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from hashlib import file_digest, sha256
 from typing import Any, NamedTuple
@@ -17,34 +16,37 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2core.checkpoint import Tensor, open_checkpoint
-from gpt2core.config import GPT2Config, read_json
+from gpt2core.config import GPT2Config, read_json, read_text
 from gpt2core.errors import InvalidArgument, ModelError, TokenizerError
-from gpt2core.layout import (
+from gpt2core.files.checkpoint import open_checkpoint
+from gpt2core.files.manifest import FileDigest, manifest_bytes
+from gpt2core.files.names import (
     CONFIG_FILE,
     INDEX_FILE,
     MANIFEST_FILE,
     PACKED_FILE,
     PACKED_FORMAT,
+    RAW_FILES,
     SINGLE_FILE,
     TABLES_FILE,
-    TOKENIZER_FILE,
-    VOCABULARY_FILES,
+    config_files,
+    tokenizer_files,
 )
-from gpt2core.manifest import FileDigest, manifest_bytes
-from gpt2core.packed import (
+from gpt2core.files.packed import (
     ALIGNMENT,
     GROUP,
     PAD,
     PRECISIONS,
     SCALE,
-    input_axis,
     is_matrix,
     reading_order,
     scale_shape,
     stored_name,
 )
-from gpt2core.weights import has_own_head, widen
+from gpt2core.files.safetensors import Tensor
+from gpt2core.files.samples import record_sample
+from gpt2core.kernels.matrix import to_float32
+from gpt2core.weights import has_own_head
 
 _WIDTHS = {"F32": 4, "BF16": 2, "I8": 1, "U8": 1, "I32": 4, "U32": 4, "U64": 8}
 _CODES = {"uint8": "U8", "int32": "I32",
@@ -53,13 +55,13 @@ Progress = Callable[[int, int], None]
 
 
 class Packed(NamedTuple):
-    """What `pack` wrote."""
+    """The output of `pack`."""
 
     digest: str
     """SHA-256 of the manifest."""
     files: dict[str, FileDigest]
     tokenizer_problem: str | None
-    """Why the tokenizer was copied and not compiled; None where it was."""
+    """Why the tokenizer was copied instead of compiled; None if it was compiled."""
 
 
 def pack(
@@ -69,13 +71,13 @@ def pack(
     progress: Progress | None = None,
     source: object = None,
 ) -> Packed:
-    """Pack the model directory `src` into `dst`, which is made if it is not there.
+    """Pack the model directory `src` into `dst`, which is created if missing.
 
-    `progress` is called with the bytes done and all bytes. `source` stands in the manifest;
-    without it the digests of the files read do. Every file is written beside its place and renamed.
+    `progress` is called with the bytes written and the total. `source` is the manifest's source
+    field, by default the digests of the input files. Every file is replaced atomically.
 
     Raises:
-        InvalidArgument: an unknown precision.
+        InvalidArgument: the precision is unknown.
         ModelError: `src` cannot be read; see `Engine.open`.
         OSError: `dst` cannot be written.
     """
@@ -89,36 +91,39 @@ def pack(
     if os.path.exists(os.path.join(src, PACKED_FILE)) and not any(
         os.path.exists(os.path.join(src, name)) for name in (SINGLE_FILE, INDEX_FILE)
     ):
-        raise ModelError("is packed already: pack the directory that it was made from", file=src)
-    raw_config = read_json(os.path.join(src, CONFIG_FILE))
+        raise ModelError("is already packed: pack the original directory instead", file=src)
     config = GPT2Config.from_file(os.path.join(src, CONFIG_FILE))
     tensors = open_checkpoint(src, config)
     digests = _digests(src)
+    weights = [name for name in digests if name.endswith(".safetensors") or name == INDEX_FILE]
     metadata = {
         "format": PACKED_FORMAT,
         "precision": precision,
-        "config": _json(raw_config),
         "source": _json(digests),
+        "samples": _json({name: record_sample(os.path.join(src, name)) for name in weights}),
     }
+    for name in config_files(digests):
+        metadata[name.removesuffix(".json")] = read_text(os.path.join(src, name))
     os.makedirs(dst, exist_ok=True)
     files = {}
-    with _beside(dst, PACKED_FILE) as path:
+    with _atomic_write(dst, PACKED_FILE) as path:
         files[PACKED_FILE] = _weights(tensors, config, precision).write(path, metadata, progress)
     problem = None
     try:
         files |= _compile_tokenizer(src, dst, digests)
     except TokenizerError as error:
         problem = error.problem
-        files |= _copy(src, dst, _tokenizer_files(src))
-    files |= _copy(src, dst, (CONFIG_FILE,))
+        files |= _copy(src, dst, tokenizer_files(os.listdir(src)))
+    files |= _copy(src, dst, [CONFIG_FILE])
+    _remove_outdated(src, dst, files)
     manifest = manifest_bytes(files, digests if source is None else source, precision)
-    with _beside(dst, MANIFEST_FILE) as path, open(path, "wb") as file:
+    with _atomic_write(dst, MANIFEST_FILE) as path, open(path, "wb") as file:
         file.write(manifest)
     return Packed(sha256(manifest).hexdigest(), files, problem)
 
 
 class _Piece(NamedTuple):
-    """A tensor to be written: its shape now, its bytes when its turn comes."""
+    """A tensor to write. `make` computes its data when it is written."""
 
     name: str
     dtype: str
@@ -128,7 +133,7 @@ class _Piece(NamedTuple):
 
 
 class _Layout:
-    """Tensors in the order in which they are written, fillers between them."""
+    """Tensors in file order, with padding between them."""
 
     def __init__(self) -> None:
         self.pieces: list[_Piece] = []
@@ -136,13 +141,13 @@ class _Layout:
     def add(
         self, name: str, dtype: str, shape: tuple[int, ...], make: Callable[[], NDArray[Any]]
     ) -> None:
-        """Append a tensor and what brings the next one to a multiple of `ALIGNMENT`."""
+        """Append a tensor, and padding up to a multiple of `ALIGNMENT`."""
         size = _WIDTHS[dtype] * int(np.prod(shape))
         self.pieces.append(_Piece(name, dtype, shape, size, make))
-        if filler := -size % ALIGNMENT:
+        if padding := -size % ALIGNMENT:
             name = f"{PAD}{len(self.pieces)}"
-            zeros = np.zeros(filler, np.uint8)
-            self.pieces.append(_Piece(name, "U8", (filler,), filler, lambda: zeros))
+            zeros = np.zeros(padding, np.uint8)
+            self.pieces.append(_Piece(name, "U8", (padding,), padding, lambda: zeros))
 
     def write(
         self, path: str, metadata: dict[str, str], progress: Progress | None = None
@@ -179,23 +184,23 @@ class _Layout:
 def _weights(tensors: dict[str, Tensor], config: GPT2Config, precision: str) -> _Layout:
     layout = _Layout()
     for name in reading_order(config, has_head=has_own_head(tensors, config)):
-        tensor, axis, stored = tensors[name], input_axis(name), stored_name(name)
+        tensor, stored = tensors[name], stored_name(name)
         if stored != name:
-            tensor, axis = tensor.transposed(), 1 - axis
+            tensor = tensor.transposed()
         shape = tensor.data.shape
         if not is_matrix(name) or precision == "f32":
-            layout.add(stored, "F32", shape, partial(widen, tensor))
+            layout.add(stored, "F32", shape, partial(to_float32, tensor))
         elif precision == "bf16":
             layout.add(stored, "BF16", shape, partial(_bfloat16_of, tensor))
         else:
-            quantized = _Quantized(tensor, axis)
+            quantized = _Quantized(tensor)
             layout.add(stored, "I8", shape, quantized.integers)
-            layout.add(stored + SCALE, "F32", scale_shape(shape, axis), quantized.scales)
+            layout.add(stored + SCALE, "F32", scale_shape(shape), quantized.scales)
     return layout
 
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The nearest bfloat16 of each number, ties to even, as its 16 bits."""
+    """Round to bfloat16, ties to even; returns the 16 bits of each number."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     rounded = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
@@ -204,61 +209,55 @@ def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def _bfloat16_of(tensor: Tensor) -> NDArray[np.uint16]:
-    return to_bfloat16(widen(tensor))
+    return to_bfloat16(to_float32(tensor))
 
 
 def quantize(
-    values: NDArray[np.float32], axis: int
+    values: NDArray[np.float32], axis: int = 1
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8: the integers, and for every `GROUP` of them along `axis` their scale.
+    """Symmetric int8 quantization: integers, and a scale for every `GROUP` of them along `axis`.
 
-    The scale is the largest magnitude of the group over 127; a group of zeros has scale 0.
+    The scale is the largest magnitude of the group divided by 127, or 0 for a group of zeros.
     """
     begins = np.arange(0, values.shape[axis], GROUP)
     scales = np.maximum.reduceat(np.abs(values), begins, axis=axis) / np.float32(127)
     divisor = np.where(scales == 0, np.float32(1), scales)
-    spread = np.repeat(divisor, GROUP, axis=axis).take(range(values.shape[axis]), axis=axis)
-    return np.rint(values / spread).astype(np.int8), scales.astype(np.float32)
+    repeated = np.repeat(divisor, GROUP, axis=axis).take(range(values.shape[axis]), axis=axis)
+    return np.rint(values / repeated).astype(np.int8), scales.astype(np.float32)
 
 
 class _Quantized:
-    """Integers and scales of one matrix, made when the integers are asked for."""
+    """Integers and scales of one matrix, computed when the integers are written."""
 
-    def __init__(self, tensor: Tensor, axis: int) -> None:
+    def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
-        self._axis = axis
         self._scales: NDArray[np.float32] | None = None
 
     def integers(self) -> NDArray[np.int8]:
-        integers, self._scales = quantize(widen(self._tensor), self._axis)
+        integers, self._scales = quantize(to_float32(self._tensor))
         return integers
 
     def scales(self) -> NDArray[np.float32]:
-        assert self._scales is not None  # they stand behind their integers
+        assert self._scales is not None  # they follow their integers in the file
         return self._scales
 
 
 def _compile_tokenizer(src: str, dst: str, digests: dict[str, str]) -> dict[str, FileDigest]:
-    from gpt2core.tokenizer_compiler import compile_tokenizer
+    from gpt2core.tokenizer.compiler import compile_tokenizer
 
     tables, metadata = compile_tokenizer(src)
-    sources = {name: digests[name] for name in _tokenizer_files(src) if name in digests}
+    sources = {name: digests[name] for name in tokenizer_files(digests)}
     layout = _Layout()
     for name, table in tables.items():
         layout.add(name, _CODES[table.dtype.name], table.shape, partial(np.asarray, table))
-    with _beside(dst, TABLES_FILE) as path:
+    with _atomic_write(dst, TABLES_FILE) as path:
         return {TABLES_FILE: layout.write(path, metadata | {"source": _json(sources)})}
 
 
-def _tokenizer_files(src: str) -> tuple[str, ...]:
-    """The files that a tokenizer is read from: one, or a vocabulary and what stands beside it."""
-    whole = os.path.exists(os.path.join(src, TOKENIZER_FILE))
-    return (TOKENIZER_FILE,) if whole else VOCABULARY_FILES
-
-
 def _digests(src: str) -> dict[str, str]:
-    """SHA-256 of every file that is read, by name."""
-    names = [CONFIG_FILE, *_tokenizer_files(src)]
+    """SHA-256 of every input file, by name."""
+    found = os.listdir(src)
+    names = config_files(found) + tokenizer_files(found)
     if os.path.exists(os.path.join(src, SINGLE_FILE)):
         names.append(SINGLE_FILE)
     else:
@@ -271,14 +270,29 @@ def _digests(src: str) -> dict[str, str]:
     return digests
 
 
-def _copy(src: str, dst: str, names: tuple[str, ...]) -> dict[str, FileDigest]:
-    """Copy those of some files that are there."""
+def _remove_outdated(src: str, dst: str, files: Container[str]) -> None:
+    """Remove the files that an earlier `pack` wrote and this one did not.
+
+    Raw files are kept if there are raw weights next to them: then an earlier pack did not write
+    them.
+    """
+    names = [TABLES_FILE]
+    if not os.path.samefile(src, dst) and not any(
+        os.path.exists(os.path.join(dst, name)) for name in (SINGLE_FILE, INDEX_FILE)
+    ):
+        names += RAW_FILES
+    for name in names:
+        if name not in files:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(dst, name))
+
+
+def _copy(src: str, dst: str, names: list[str]) -> dict[str, FileDigest]:
+    """Copy files by name; returns their sizes and digests."""
     copied = {}
     for name in names:
         origin = os.path.join(src, name)
-        if not os.path.exists(origin):
-            continue
-        with _beside(dst, name) as path:
+        with _atomic_write(dst, name) as path:
             shutil.copyfile(origin, path)
             with open(path, "rb") as file:
                 digest = file_digest(file, "sha256").hexdigest()
@@ -287,8 +301,8 @@ def _copy(src: str, dst: str, names: tuple[str, ...]) -> dict[str, FileDigest]:
 
 
 @contextlib.contextmanager
-def _beside(folder: str, name: str) -> Iterator[str]:
-    """A path to write to, which becomes `name` at once when all has been written to the disk."""
+def _atomic_write(folder: str, name: str) -> Iterator[str]:
+    """A temporary path to write to; on success it is synced and renamed to `name`."""
     path = os.path.join(folder, f".{name}.{os.getpid()}.part")
     try:
         yield path

@@ -1,24 +1,26 @@
-"""The tensors of a checkpoint as float32 arrays, each made ready when it is first used.
+"""The tensors of a checkpoint, arranged as the network uses them.
 
-An aligned F32 tensor is the view on the file itself and costs nothing. F16, BF16 and quantized
-integers are widened, and F32 that stands at an odd offset is copied (NumPy copies a misaligned
-operand on *every* product, and the header of the published gpt2 ends at byte 14,291): layer by
-layer, once, kept.
+Matrices keep the layout and data type of their file: the kernels decide whether to convert them.
+Layer norms, biases and embedded rows are float32.
 """
 
+import contextlib
 from _thread import allocate_lock, start_new_thread
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpt2core.checkpoint import Tensor
 from gpt2core.config import GPT2Config
-from gpt2core.kernels import Float32
-from gpt2core.packed import GROUP
+from gpt2core.files.safetensors import Tensor
+from gpt2core.kernels import Float32, Matrix, prepare
+from gpt2core.kernels.matrix import needs_copy, rows_to_float32, to_float32
+
+if TYPE_CHECKING:
+    from gpt2core.kernels.native import Forward
 
 
-class Affine(NamedTuple):
-    """A layer norm [n] + [n], or GPT-2's `Conv1D`: weight [n_in, n_out], bias [n_out]."""
+class Norm(NamedTuple):
+    """A layer norm: weight and bias [n_embd]."""
 
     weight: Float32
     bias: Float32
@@ -27,159 +29,158 @@ class Affine(NamedTuple):
 class Attention(NamedTuple):
     """`h.N.attn`: c_attn [n_embd, 3*n_embd], c_proj [n_embd, n_embd]."""
 
-    c_attn: Affine
-    c_proj: Affine
+    c_attn: Matrix
+    c_proj: Matrix
+    scale: float
+    """Factor of query times key."""
 
 
 class MLP(NamedTuple):
     """`h.N.mlp`: c_fc [n_embd, n_inner], c_proj [n_inner, n_embd]."""
 
-    c_fc: Affine
-    c_proj: Affine
+    c_fc: Matrix
+    c_proj: Matrix
 
 
 class Block(NamedTuple):
     """`h.N`, one transformer block."""
 
-    ln_1: Affine
+    ln_1: Norm
     attn: Attention
-    ln_2: Affine
+    ln_2: Norm
     mlp: MLP
 
 
 class Weights:
-    """All weights of one model. Threads may share them: the worst race widens a block twice."""
+    """All weights of one model. Thread-safe: a race at worst creates a block twice."""
 
-    def __init__(self, tensors: dict[str, Tensor], config: GPT2Config) -> None:
+    def __init__(
+        self, tensors: dict[str, Tensor], config: GPT2Config, *, native: bool = False
+    ) -> None:
+        self.native = native
+        """Whether the compiled kernels are in use, not NumPy."""
         self._tensors = tensors
         self._config = config
-        self._head = ""  # the name of the output embeddings, once somebody has asked
         self._blocks: list[Block | None] = [None] * config.n_layer
-        self._arrays: dict[str, Float32] = {}
-        self._widening = allocate_lock()  # the embeddings are too large to be widened twice
+        self._ln_f: Norm | None = None
+        self._lm_head: Matrix | None = None
+        self._head_lock = allocate_lock()  # it is too large to be converted twice
         self._ahead = False
+        self._forward: Forward | None = None
 
     def block(self, i: int) -> Block:
         """Block `i` of n_layer."""
         block = self._blocks[i]
         if block is None:
-            at = f"h.{i}."
+            prefix = f"h.{i}."
             block = self._blocks[i] = Block(
-                ln_1=self._affine(at + "ln_1"),
-                attn=Attention(self._affine(at + "attn.c_attn"), self._affine(at + "attn.c_proj")),
-                ln_2=self._affine(at + "ln_2"),
-                mlp=MLP(self._affine(at + "mlp.c_fc"), self._affine(at + "mlp.c_proj")),
+                ln_1=self._norm(prefix + "ln_1"),
+                attn=Attention(
+                    self._matrix(prefix + "attn.c_attn"),
+                    self._matrix(prefix + "attn.c_proj"),
+                    attention_scale(self._config, i),
+                ),
+                ln_2=self._norm(prefix + "ln_2"),
+                mlp=MLP(self._matrix(prefix + "mlp.c_fc"), self._matrix(prefix + "mlp.c_proj")),
             )
         return block
 
-    def widen_ahead(self) -> None:
-        """Begin to make ready, in a thread, what the first forward pass would wait for.
+    def prepare_ahead(self) -> None:
+        """Start a thread that copies or converts the weights, if they need it.
 
-        The thread takes `lm_head` and then the blocks from the last to the first, while whoever
-        uses the weights comes from the first: they meet in the middle. Without effect where the
-        tensors are used as they lie in their file.
+        The thread starts with `lm_head` and then takes the blocks from last to first, while the
+        first forward pass takes them from first to last: they meet in the middle.
         """
-        if not self._ahead and any(_needs_copy(tensor) for tensor in self._tensors.values()):
-            start_new_thread(self._widen_backwards, ())
+        if self.native:
+            return
+        if not self._ahead and any(needs_copy(tensor) for tensor in self._tensors.values()):
+            with contextlib.suppress(RuntimeError):  # no thread: the first pass prepares all blocks
+                start_new_thread(self._prepare_backwards, ())
         self._ahead = True
 
     def embed(self, ids: np.ndarray[tuple[Any, ...], np.dtype[np.intp]], position: int) -> Float32:
         """Token plus position embeddings of `ids` [n_seq], the first at `position`; a new array.
 
-        Reads just the rows it needs, so that the whole table is not waited for.
+        Reads only the rows it needs, so a cold start does not load the whole table.
         """
-        rows = _float32(self._tensors["wte.weight"], ids)
-        rows += _float32(self._tensors["wpe.weight"], slice(position, position + len(ids)))
+        rows = rows_to_float32(self._tensors["wte.weight"], ids)
+        rows += rows_to_float32(self._tensors["wpe.weight"], slice(position, position + len(ids)))
         return rows
 
     @property
-    def ln_f(self) -> Affine:
-        """The last layer norm."""
-        return Affine(self._kept("ln_f.weight"), self._kept("ln_f.bias"))
+    def ln_f(self) -> Norm:
+        """The final layer norm."""
+        if self._ln_f is None:
+            self._ln_f = self._norm("ln_f")
+        return self._ln_f
 
     @property
-    def lm_head(self) -> Float32:
-        """Output embeddings [vocab_size, n_embd]; the token embeddings where they are tied."""
-        if not self._head:
-            own = has_own_head(self._tensors, self._config)
-            self._head = "lm_head.weight" if own else "wte.weight"
-        return self._kept(self._head)
+    def lm_head(self) -> Matrix:
+        """Output embeddings [n_embd, vocab_size]; the token embeddings if they are tied."""
+        if self._lm_head is None:
+            with self._head_lock:
+                if self._lm_head is None:
+                    own = has_own_head(self._tensors, self._config)
+                    tensor = self._tensors["lm_head.weight" if own else "wte.weight"]
+                    head = Matrix(tensor.transposed())
+                    if not self.native:
+                        prepare(head)
+                    self._lm_head = head
+        return self._lm_head
 
-    def _widen_backwards(self) -> None:
+    @property
+    def forward(self) -> "Forward":
+        """The compiled kernels' forward pass through all blocks."""
+        if self._forward is None:
+            from gpt2core.kernels.native import Forward
+
+            self._forward = Forward(self, self._config)
+        return self._forward
+
+    def _prepare_backwards(self) -> None:
         try:
-            self.lm_head  # noqa: B018 (makes it ready)
+            self.lm_head  # noqa: B018 (the property prepares it)
             for i in reversed(range(len(self._blocks))):
                 if self._blocks[i] is not None:
                     return
-                self.block(i)
+                block = self.block(i)
+                for matrix in (block.attn.c_attn, block.attn.c_proj, *block.mlp):
+                    prepare(matrix)
         except MemoryError:
-            return  # whoever needs the weights will meet it, and can report it
+            return  # the forward pass runs into the same error and reports it
 
-    def _affine(self, name: str) -> Affine:
-        return Affine(widen(self._tensors[name + ".weight"]), widen(self._tensors[name + ".bias"]))
+    def _norm(self, name: str) -> Norm:
+        return Norm(
+            to_float32(self._tensors[name + ".weight"]), to_float32(self._tensors[name + ".bias"])
+        )
 
-    def _kept(self, name: str) -> Float32:
-        array = self._arrays.get(name)
-        if array is None:
-            with self._widening:
-                array = self._arrays.get(name)
-                if array is None:
-                    array = self._arrays[name] = widen(self._tensors[name])
-        return array
+    def _matrix(self, name: str) -> Matrix:
+        return Matrix(self._tensors[name + ".weight"], to_float32(self._tensors[name + ".bias"]))
+
+
+def attention_scale(config: GPT2Config, layer: int) -> float:
+    """Factor of query times key in block `layer`."""
+    scale = config.head_dim**-0.5 if config.scale_attn_weights else 1.0
+    return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
 
 
 def has_own_head(tensors: dict[str, Tensor], config: GPT2Config) -> bool:
-    """Whether the output embeddings are a matrix of their own and not the token embeddings."""
+    """Whether the output embeddings are a separate matrix, not the token embeddings."""
     return not config.tie_word_embeddings or _differ(tensors)
 
 
 def _differ(tensors: dict[str, Tensor]) -> bool:
-    """Whether a stored `lm_head` is another matrix than the token embeddings.
+    """Whether a stored `lm_head` differs from the token embeddings.
 
-    `transformers` 5 does not tie two that are stored and differ, whatever the configuration says.
-    Few files hold both; only for those this reads them.
+    `transformers` 5 does not tie them if both are stored and differ, even if the configuration
+    ties them. Reads both matrices, but only in the rare file that has both.
     """
     if "lm_head.weight" not in tensors or tensors["lm_head.weight"] is tensors["wte.weight"]:
         return False
     wte, lm_head = tensors["wte.weight"], tensors["lm_head.weight"]
-    return wte.dtype != lm_head.dtype or not np.array_equal(wte.data, lm_head.data)
-
-
-def widen(tensor: Tensor) -> Float32:
-    """One tensor as aligned float32, exactly: the view itself where it is that already."""
-    return _float32(tensor, ...) if _needs_copy(tensor) else tensor.data
-
-
-def _needs_copy(tensor: Tensor) -> bool:
-    return tensor.dtype != "F32" or not tensor.data.flags.aligned
-
-
-def _dequantized(tensor: Tensor, rows: Any) -> Float32:
-    """`rows` of a quantized matrix: every integer times its group's scale."""
-    assert tensor.scale is not None
-    if rows is ... and not tensor.data.flags.c_contiguous:  # the result lies as the integers do
-        return _dequantized(tensor.transposed(), rows).T
-    integers: np.ndarray[Any, Any] = tensor.data[rows]
-    # Groups lie along the input axis; only embeddings, whose axis is the last, give away rows.
-    scale = tensor.scale[rows] if tensor.axis else tensor.scale
-    length = integers.shape[tensor.axis]
-    spread = np.repeat(scale, GROUP, axis=tensor.axis)
-    whole = spread[:, :length] if tensor.axis else spread[:length]
-    product: Float32 = np.multiply(integers, whole, dtype=np.float32)
-    return product
-
-
-def _float32(tensor: Tensor, rows: Any) -> Float32:
-    """`rows` of a tensor as new, aligned float32."""
-    if tensor.dtype == "I8":
-        return _dequantized(tensor, rows)
-    data: np.ndarray[Any, Any] = tensor.data
-    if not data.flags.aligned and rows is ...:
-        # As bytes, because NumPy moves misaligned numbers one by one.
-        aligned = np.empty(data.shape, data.dtype)
-        aligned.reshape(-1).view(np.uint8)[:] = data.reshape(-1).view(np.uint8)
-    else:
-        aligned = np.array(data[rows], copy=True)
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        return (aligned.astype(np.uint32) << 16).view(np.float32)
-    return aligned.astype(np.float32, copy=False)
+    if wte.dtype != lm_head.dtype or not np.array_equal(wte.data, lm_head.data):
+        return True
+    # A row that is a multiple of the other has equal integers and different scales.
+    if wte.scale is None or lm_head.scale is None:
+        return False
+    return not np.array_equal(wte.scale, lm_head.scale)

@@ -12,17 +12,28 @@ MEMORY_PER_VCPU = 1769  # MB; AWS Lambda Developer Guide, "Configure Lambda func
 DEFAULT_MODEL_DIR = "/mnt/gpt2"
 LOOPBACK = "127.0.0.1"
 DEMO_URI = "demo"
-MEMORY = "memory"
+MAX_COUNT = 2**63 - 1
+MAX_THREADS = 1024
+MAX_RESULTS_BYTES = 512
 ACCEPTED_URIS = "s3://bucket/prefix, hf://owner/name[@revision] or demo"
 # Bucket names and aliases: Amazon S3 User Guide, "General purpose bucket naming rules".
 # Compiled when a URI is there.
 _S3_URI = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f?#]*)?"
 _STATE_MACHINE = r"arn:aws[a-z-]*:states:[a-z0-9-]+:[0-9]{12}:stateMachine:[^\s]{1,80}"
+_ORIGIN = r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
+_BASE_PATH = r"(/[^/\s?#%]+)+"
 _HUB_URI = r"hf://\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?"
 
 
+class Secret(str):
+    """A text that does not show when it is printed by accident."""
+
+    def __repr__(self) -> str:
+        return "'…'"
+
+
 class Settings(NamedTuple):
-    """What the operator chose. See the README's table of settings."""
+    """What the operator chose. See docs/settings.md."""
 
     model_dir: str = DEFAULT_MODEL_DIR
     """The volume's path."""
@@ -33,18 +44,36 @@ class Settings(NamedTuple):
     model_sha256: str | None = None
     """Lower-case hex digest that the manifest or the weights file must have."""
     cache_dir: str = "/tmp/gpt2"  # noqa: S108 (Lambda has no other writable place)
-    """Where downloads go; `memory`: nowhere, they stay in memory."""
+    """Where downloads go."""
     max_new_tokens: int | None = None
     """Upper limit for a request; None is the model's context."""
     max_prompt_tokens: int | None = None
     """Upper limit for a request; None is the model's context."""
+    max_waiting: int = 64
+    """Requests that may be under way in one process; one more is refused."""
     preload: Literal["lazy", "init"] = "lazy"
     threads: int = 1
+    kernels: Literal["auto", "native", "numpy"] = "auto"
+    """What computes: the compiled kernels where they run, else NumPy; or one of them alone."""
+    prompt_lookup: bool = True
+    """Whether a request that is decoded alone may get several tokens in a pass."""
     results: str | None = None
     """`s3://bucket/prefix` for the results of batches."""
     state_machine: str | None = None
     """ARN of the state machine that takes files over `max_object_bytes`."""
     max_object_bytes: int = 64 << 20
+    base_path: str = ""
+    """A path prefix to take off, `/gpt2`; "" is none."""
+    api_key: Secret | None = None
+    """What HTTP requests must carry where IAM has not checked them; None: nothing."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages browsers let use the function; `*` is every one."""
+    stream: tuple[str, ...] = ()
+    """The doors that stream: `url`, `rest` or both."""
+    http_timeout: int | None = None
+    """Seconds after which nobody waits for an HTTP reply; None: what the event's source is known
+    for.
+    """
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
@@ -57,15 +86,16 @@ class Settings(NamedTuple):
         def text(name: str) -> str | None:
             return environ.get(name) or None
 
-        def count(name: str, least: int = 1) -> int | None:
+        def count(name: str, most: int = MAX_COUNT) -> int | None:
             value = text(name)
             if value is None:
                 return None
-            if not (
-                value.isascii() and value.isdigit() and least <= int(value[:10]) and len(value) < 10
-            ):
-                raise SettingsError(name, value, f"a whole number from {least}")
-            return int(value)
+            # int() refuses thousands of digits by itself.
+            digits = value.isascii() and value.isdigit() and len(value.lstrip("0")) < 20
+            if not digits or not 1 <= int(value.lstrip("0") or "0") <= most:
+                upper = "" if most == MAX_COUNT else f" to {most}"
+                raise SettingsError(name, value, f"a whole number from 1{upper}")
+            return int(value.lstrip("0"))
 
         model_dir = text("GPT2_MODEL_DIR")
         model_uri = text("GPT2_MODEL_URI")
@@ -77,22 +107,45 @@ class Settings(NamedTuple):
         preload = environ.get("GPT2_PRELOAD") or "lazy"
         if preload not in ("lazy", "init"):
             raise SettingsError("GPT2_PRELOAD", preload, "lazy or init")
+        kernels = environ.get("GPT2_KERNELS") or "auto"
+        if kernels not in ("auto", "native", "numpy"):
+            raise SettingsError("GPT2_KERNELS", kernels, "auto, native or numpy")
+        prompt_lookup = text("GPT2_PROMPT_LOOKUP") or "on"
+        if prompt_lookup not in ("on", "off"):
+            raise SettingsError("GPT2_PROMPT_LOOKUP", prompt_lookup, "on or off")
         results = text("GPT2_RESULTS")
         if results and not re.fullmatch(_S3_URI, results):
             shown = without_secrets(results)
             raise SettingsError("GPT2_RESULTS", shown, "s3://bucket or s3://bucket/prefix")
+        if results and len(results.encode()) > MAX_RESULTS_BYTES:
+            most = f"at most {MAX_RESULTS_BYTES} bytes: S3's keys have 1,024"
+            raise SettingsError("GPT2_RESULTS", results, most)
         machine = text("GPT2_STATE_MACHINE")
         if machine and not re.fullmatch(_STATE_MACHINE, machine):
             raise SettingsError("GPT2_STATE_MACHINE", machine, "the ARN of a state machine")
+        api_key = text("GPT2_API_KEY")
+        if api_key and not re.fullmatch("[!-~]+", api_key):
+            accepted = "ASCII letters, digits and punctuation, without spaces"
+            raise SettingsError("GPT2_API_KEY", Secret(), accepted)
+        origins = tuple(
+            o.strip() for o in (text("GPT2_CORS_ORIGINS") or "").split(",") if o.strip()
+        )
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(_ORIGIN, origin):
+                accepted = "* or origins such as https://example.com, separated by commas"
+                raise SettingsError("GPT2_CORS_ORIGINS", without_secrets(origin), accepted)
+        stream = text("GPT2_STREAM") or "off"
+        if stream not in ("off", "url", "rest", "url,rest"):
+            raise SettingsError("GPT2_STREAM", stream, "off, url, rest or url,rest")
+        base_path = (text("GPT2_BASE_PATH") or "").rstrip("/")
+        if base_path and not re.fullmatch(_BASE_PATH, base_path):
+            raise SettingsError("GPT2_BASE_PATH", base_path, "a path such as /gpt2")
         for name, path in (
             ("GPT2_MODEL_DIR", model_dir),
             ("GPT2_CACHE_DIR", text("GPT2_CACHE_DIR")),
         ):
-            if path and not os.path.isabs(path) and (name, path) != ("GPT2_CACHE_DIR", MEMORY):
-                memory = f" or {MEMORY}" if name == "GPT2_CACHE_DIR" else ""
-                raise SettingsError(name, path, f"an absolute path{memory}")
-        if text("GPT2_CACHE_DIR") == MEMORY and (model_uri or "").startswith("hf://"):
-            raise SettingsError("GPT2_CACHE_DIR", MEMORY, "an absolute path for a model of the Hub")
+            if path and not os.path.isabs(path):
+                raise SettingsError(name, path, "an absolute path")
         return cls(
             model_dir=model_dir or DEFAULT_MODEL_DIR,
             model_uri=model_uri,
@@ -101,12 +154,20 @@ class Settings(NamedTuple):
             cache_dir=text("GPT2_CACHE_DIR") or cls._field_defaults["cache_dir"],
             max_new_tokens=count("GPT2_MAX_NEW_TOKENS"),
             max_prompt_tokens=count("GPT2_MAX_PROMPT_TOKENS"),
+            max_waiting=count("GPT2_MAX_WAITING") or cls._field_defaults["max_waiting"],
             preload=preload,  # type: ignore[arg-type]  # checked above
-            threads=count("GPT2_THREADS") or _vcpus(environ),
+            threads=count("GPT2_THREADS", MAX_THREADS) or _vcpus(environ),
+            kernels=kernels,  # type: ignore[arg-type]  # checked above
+            prompt_lookup=prompt_lookup == "on",
             results=results,
             state_machine=machine,
             max_object_bytes=count("GPT2_MAX_OBJECT_BYTES")
             or cls._field_defaults["max_object_bytes"],
+            base_path=base_path,
+            api_key=Secret(api_key) if api_key else None,
+            cors_origins=origins,
+            stream=() if stream == "off" else tuple(stream.split(",")),
+            http_timeout=count("GPT2_HTTP_TIMEOUT"),
         )
 
 

@@ -7,19 +7,19 @@ what they are made of, by package; and the files that a start opens until its fi
 `strace` in the unpacked image (root, and strace installed). Needs Docker.
 """
 
+import argparse
 import gzip
 import io
 import json
 import re
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-OWN = 2  # layers that the Dockerfile adds: dependencies, code
+OWN = 3  # layers that the Dockerfile adds: dependencies, kernels, code
 LEAST_SHOWN = 200_000
 ANSWER = ["python3", "-S", "bootstrap.py", "invoke", "events/direct-generate.json"]
 OPENED = re.compile(r'openat\([^"]*"([^"]+)"[^=]*= \d+')
@@ -53,9 +53,9 @@ def main(image: str) -> None:
     print(f"{ours / 1e6:.1f} MB of them ours")
 
 
-def own_layers(image: str) -> list[bytes]:
-    """Uncompressed layers of an image above its base, as tar archives."""
-    return _layers(image)[-OWN:]
+def own_layers(image: str, count: int = OWN) -> list[bytes]:
+    """The uncompressed `count` layers of an image above its base, as tar archives."""
+    return _layers(image)[-count:]
 
 
 def parts(layers: list[bytes]) -> dict[str, Part]:
@@ -128,4 +128,8 @@ def _opened(image: str, root: Path) -> dict[str, int] | None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("image", metavar="IMAGE")
+    main(parser.parse_args().image)

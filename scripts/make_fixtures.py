@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.models import write_model
-from tests.reference import continuation, logits, open_reference
-from tests.reference_cases import CASES, prompt_ids, without_end
+from tests.support.models import write_model
+from tests.support.reference import continuation, logits, open_reference
+from tests.support.reference_cases import CASES, prompt_ids, without_end
 
 OUT = Path(__file__).parent.parent / "tests" / "fixtures" / "reference.npz"
 

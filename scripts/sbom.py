@@ -8,12 +8,12 @@ and what each needs, the parts that wheels declare of themselves (PEP 770: the R
 same layers give the same bytes. Validated against the schema before it is written. Needs Docker.
 """
 
+import argparse
 import email.parser
 import hashlib
 import json
 import re
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -221,4 +221,10 @@ def _interpreter(image: dict[str, Any]) -> Iterator[Component]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("out", metavar="OUT.cdx.json", type=Path)
+    args = parser.parse_args()
+    main(args.image, args.out)

@@ -9,11 +9,11 @@ that names files as they will be called there, and sets all times to one moment,
 input gives the same layer.
 """
 
+import argparse
 import compileall
 import os
 import py_compile
 import shutil
-import sys
 from pathlib import Path
 
 TASK = "var/task"  # where Lambda keeps a function
@@ -65,4 +65,8 @@ def slim(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    slim(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("root", metavar="ROOT", type=Path)
+    slim(parser.parse_args().root)

@@ -221,7 +221,9 @@ def save(model: GPT2LMHeadModel, tokenizer: Tokenizer, out: Path) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train the demo model.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", type=Path, required=True, help="folder of *.txt books")
     parser.add_argument("--out", type=Path, required=True, help="model directory to write")
     parser.add_argument("--minutes", type=float, default=60.0, help="time to train (default 60)")

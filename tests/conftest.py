@@ -1,19 +1,17 @@
 """Places and models that several test files share."""
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from gpt2core import Engine
-from tests.models import write_model
-from tests.proxy import FaultProxy
-from tests.s3_server import CREDENTIALS, Bucket, moto_server
+from tests.support.models import write_model
+from tests.support.proxy import FaultProxy
+from tests.support.s3_server import CREDENTIALS, Bucket, moto_server
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "models" / "demo"
@@ -26,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "arm64: needs Docker, and QEMU elsewhere; `make image-arm64-test` runs it"
     )
+    config.addinivalue_line("markers", "clients: needs clients; `make test-clients` runs it")
     config.addinivalue_line("markers", "reference: needs torch; `make test-reference` runs it")
     from hypothesis import settings
 
@@ -36,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project as a clean clone has it."""
-    from tests.containers import checkout
+    from tests.support.containers import checkout
 
     return checkout(tmp_path_factory.mktemp("clone"))
 
@@ -44,7 +43,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def image(clone: Path) -> Iterator[str]:
     """The name of the image, built from a clean clone."""
-    from tests.containers import build
+    from tests.support.containers import build
 
     try:
         build(IMAGE, clone)
@@ -106,8 +105,3 @@ def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     with FaultProxy(moto) as between:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", between.url)
         yield between
-
-
-def load_event(name: str) -> Any:
-    """One of the events that users invoke, `events/NAME.json`."""
-    return json.loads((ROOT / "events" / f"{name}.json").read_text())

@@ -6,165 +6,163 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.conftest import ROOT
-from tests.test_template import SAM, load
+from tests.support.cloudformation import SAM_PYTHON, Stack
+from tests.support.state_machine import SETTINGS, state_machine
+
+pytestmark = pytest.mark.skipif(
+    not SAM_PYTHON.exists(), reason="SAM is not installed: `make test` does"
+)
 
 TIMES_THE_TIMEOUT = 6  # AWS Lambda Developer Guide, "Configuring a queue to use with Lambda"
-SETTINGS = {
-    "Partition": "aws",
-    "FunctionArn": "arn:aws:lambda:eu-central-1:123456789012:function:gpt2:live",
-    "ResultsBucket": "results",
-    "MaximumConcurrency": "10",
-    "ItemsPerBatch": "64",
-    "Attempts": "3",
-    "ToleratedFailurePercentage": "0",
-}
+DAY_S = 24 * 3600
+MAX_NAME = 80  # AWS Step Functions API Reference, CreateStateMachine
+LONGEST_INVOKE_S = 900
+
+
+def batches(**parameters: Any) -> Stack:
+    """The nested stack, everything switched on unless told otherwise."""
+    return Stack(
+        **{"Queue": "standard", "Files": "yes", "StateMachine": "yes"} | parameters
+    ).nested("BatchStack")
 
 
 @pytest.fixture(scope="module")
-def resources() -> dict[str, Any]:
-    found = load("templates/batch.yaml")["Resources"]
-    assert isinstance(found, dict)
-    return found
+def stack() -> Stack:
+    return batches()
 
 
 @pytest.fixture(scope="module")
 def definition() -> dict[str, Any]:
-    """The state machine as CloudFormation fills it in."""
-    text = (ROOT / "templates" / "batches.asl.yaml").read_text()
-    for name, value in SETTINGS.items():
-        assert f"${{{name}}}" in text
-        text = text.replace(f"${{{name}}}", value)
-    assert "${" not in text
-    filled = yaml.safe_load(text)
-    assert isinstance(filled, dict)
-    return filled
+    return state_machine()
 
 
-def of_type(resources: dict[str, Any], kind: str) -> dict[str, Any]:
-    return {n: r["Properties"] for n, r in resources.items() if r["Type"] == kind}
+def test_a_message_stays_hidden_for_six_times_the_timeout(stack: Stack) -> None:
+    timeout = stack.properties("Function")["Timeout"]
+    assert timeout <= LONGEST_INVOKE_S
+    assert stack.properties("Messages")["VisibilityTimeout"] >= TIMES_THE_TIMEOUT * timeout
 
 
-def test_a_message_stays_hidden_for_six_times_the_timeout(resources: dict[str, Any]) -> None:
-    timeout = resources["Function"]["Properties"]["Timeout"]
-    assert timeout <= 900
-    hidden = resources["Messages"]["Properties"]["VisibilityTimeout"]
-    assert hidden >= TIMES_THE_TIMEOUT * timeout
-
-
-def test_the_queue_hears_of_each_message_that_failed(resources: dict[str, Any]) -> None:
-    poll = resources["Poll"]["Properties"]
+def test_the_queue_hears_of_each_message_that_failed(stack: Stack) -> None:
+    poll = stack.properties("Poll")
+    assert poll["FunctionName"] == "<FunctionAliaslive>"
     assert poll["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
-    assert poll["ScalingConfig"]["MaximumConcurrency"] == {"Ref": "MaximumConcurrency"}
+    assert poll["ScalingConfig"]["MaximumConcurrency"] == stack.parameters["MaximumConcurrency"]
     assert poll["BatchSize"] <= 10  # the most of a FIFO queue
 
 
-def test_what_cannot_be_done_is_kept(resources: dict[str, Any]) -> None:
-    redrive = resources["Messages"]["Properties"]["RedrivePolicy"]
-    assert redrive["deadLetterTargetArn"] == {"GetAtt": "DeadLetters.Arn"}
-    assert redrive["maxReceiveCount"] > 1
-    for name in ("DeadLetters", "Failed"):
-        assert resources[name]["Properties"]["MessageRetentionPeriod"] == 14 * 24 * 3600
-    queues = [resources[name]["Properties"] for name in ("Messages", "DeadLetters")]
-    assert queues[0]["FifoQueue"] == queues[1]["FifoQueue"]
-    failed = resources["Function"]["Properties"]["EventInvokeConfig"]
-    assert failed["DestinationConfig"]["OnFailure"]["Destination"] == {"GetAtt": "Failed.Arn"}
-    (target,) = resources["NewFile"]["Properties"]["Targets"]
-    assert target["DeadLetterConfig"]["Arn"] == {"GetAtt": "Failed.Arn"}
+@pytest.mark.parametrize("kind", ["standard", "fifo"])
+def test_what_cannot_be_done_is_kept(kind: str) -> None:
+    stack = batches(Queue=kind, StateMachine="no")
+    messages, dead = stack.properties("Messages"), stack.properties("DeadLetters")
+    assert messages["RedrivePolicy"]["deadLetterTargetArn"] == "<DeadLetters.Arn>"
+    assert messages["RedrivePolicy"]["maxReceiveCount"] > 1
+    assert messages.get("FifoQueue") == dead.get("FifoQueue") == (True if kind == "fifo" else None)
+    failed = stack.properties("Failed")
+    assert failed["MessageRetentionPeriod"] == 14 * DAY_S
+    (invoke,) = stack.of_type("AWS::Lambda::EventInvokeConfig").values()
+    assert invoke["Qualifier"] == "live"
+    assert invoke["DestinationConfig"]["OnFailure"]["Destination"] == "<Failed.Arn>"
+    (target,) = stack.properties("NewFile")["Targets"]
+    assert target["DeadLetterConfig"]["Arn"] == "<Failed.Arn>"
 
 
-def test_results_start_nothing(resources: dict[str, Any]) -> None:
-    pattern = resources["NewFile"]["Properties"]["EventPattern"]
-    assert pattern["detail"]["bucket"]["name"] == [{"Ref": "Prompts"}]
-    settings = resources["Function"]["Properties"]["Environment"]["Variables"]
-    assert settings["GPT2_RESULTS"] == {"Sub": "s3://${Results}/results"}
-    assert "NotificationConfiguration" not in resources["Results"]["Properties"]
+def test_dead_letters_outlive_their_queue_by_days(stack: Stack) -> None:
+    messages, dead = stack.properties("Messages"), stack.properties("DeadLetters")
+    # A message that waited to the end and failed then has the rest of these days.
+    assert dead["MessageRetentionPeriod"] - messages["MessageRetentionPeriod"] >= 7 * DAY_S
+    tries = messages["RedrivePolicy"]["maxReceiveCount"] * messages["VisibilityTimeout"]
+    assert messages["MessageRetentionPeriod"] > 2 * tries
 
 
-def test_only_files_that_the_function_reads_start_it(resources: dict[str, Any]) -> None:
-    from handler.batch_events import S3_FILES
+def test_results_start_nothing(stack: Stack) -> None:
+    pattern = stack.properties("NewFile")["EventPattern"]
+    assert pattern["detail"]["bucket"]["name"] == ["<Prompts>"]
+    variables = stack.properties("Function")["Environment"]["Variables"]
+    assert variables["GPT2_RESULTS"] == "s3://<Results>/results"
+    assert "NotificationConfiguration" not in stack.properties("Results")
 
-    pattern = resources["NewFile"]["Properties"]["EventPattern"]
+
+def test_only_files_that_the_function_reads_start_it(stack: Stack) -> None:
+    from handler.batch.file import S3_FILES
+
+    pattern = stack.properties("NewFile")["EventPattern"]
     assert {rule["suffix"] for rule in pattern["detail"]["object"]["key"]} == set(S3_FILES)
 
 
-def test_nobody_reaches_the_function_from_outside(resources: dict[str, Any]) -> None:
-    function = resources["Function"]["Properties"]
-    assert not {"FunctionUrlConfig", "Events"} & function.keys()
-    for permission in of_type(resources, "AWS::Lambda::Permission").values():
-        assert permission["SourceArn"]
+def test_nobody_reaches_the_function_from_outside(stack: Stack) -> None:
+    assert not stack.of_type("AWS::Lambda::Url")
+    (permission,) = stack.of_type("AWS::Lambda::Permission").values()
+    assert permission["Principal"] == "events.amazonaws.com"
+    assert permission["SourceArn"] == "<NewFile.Arn>"
 
 
-def test_buckets_and_queues_are_encrypted_private_and_not_for_ever(
-    resources: dict[str, Any],
-) -> None:
-    buckets = of_type(resources, "AWS::S3::Bucket")
-    assert set(buckets) == {"Prompts", "Results"}
+def test_buckets_and_queues_are_encrypted_private_and_not_for_ever(stack: Stack) -> None:
+    buckets = stack.of_type("AWS::S3::Bucket")
+    assert buckets.keys() == {"Prompts", "Results"}
     for bucket in buckets.values():
         assert bucket["BucketEncryption"]
         assert all(bucket["PublicAccessBlockConfiguration"].values())
         (rule,) = bucket["LifecycleConfiguration"]["Rules"]
         assert rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 1}
-        assert rule["ExpirationInDays"] == {"Ref": "ResultsDays"}
-    assert all(q["SqsManagedSseEnabled"] for q in of_type(resources, "AWS::SQS::Queue").values())
+        assert rule["ExpirationInDays"] == stack.parameters["ResultsDays"]
+    for policy in stack.of_type("AWS::S3::BucketPolicy").values():
+        (statement,) = policy["PolicyDocument"]["Statement"]
+        assert statement["Condition"] == {"Bool": {"aws:SecureTransport": False}}
+    queues = stack.of_type("AWS::SQS::Queue")
+    assert len(queues) == 3
+    assert all(queue["SqsManagedSseEnabled"] for queue in queues.values())
 
 
-def statements(resources: dict[str, Any]) -> list[dict[str, Any]]:
-    found = []
-    for policy in resources["Function"]["Properties"]["Policies"]:
-        found += (policy["If"][1] if "If" in policy else policy)["Statement"]
-    for role in of_type(resources, "AWS::IAM::Role").values():
-        for policy in role["Policies"]:
-            found += policy["PolicyDocument"]["Statement"]
-    return found
+@pytest.mark.parametrize(
+    ("switches", "made", "not_made"),
+    [
+        ({"Queue": "standard"}, {"Messages", "DeadLetters", "Poll"}, {"Prompts", "NewFile"}),
+        ({"Files": "yes"}, {"Prompts", "NewFile"}, {"Messages", "Poll", "LargeFilesStack"}),
+        ({"Files": "yes", "StateMachine": "yes"}, {"LargeFilesStack", "Prompts"}, {"Messages"}),
+    ],
+)
+def test_every_part_has_its_switch(
+    switches: dict[str, str], made: set[str], not_made: set[str]
+) -> None:
+    resources = Stack(**switches).nested("BatchStack").resources.keys()
+    assert made <= resources
+    assert not not_made & resources
+    assert "BatchStack" not in Stack().resources
 
 
-def test_nothing_that_is_allowed_is_a_star(resources: dict[str, Any]) -> None:
-    allowed = statements(resources)
-    assert len(allowed) == 13
-    for statement in allowed:
-        actions = statement["Action"]
-        for action in [actions] if isinstance(actions, str) else actions:
-            assert "*" not in action
-        assert statement["Resource"] != "*"
+def test_the_state_machine_has_a_name_that_is_short_enough_for_any_stack(stack: Stack) -> None:
+    machine = stack.nested("LargeFilesStack")
+    name = machine.properties("Batches")["StateMachineName"]
+    assert len(name) <= MAX_NAME
+    # It holds the id of its stack, and so is not another one's.
+    variables = stack.properties("Function")["Environment"]["Variables"]
+    assert variables["GPT2_STATE_MACHINE"].endswith(f":stateMachine:{name}")
+    assert len(name.removeprefix("gpt2-")) == len("0c1b2a3f-7b61-11e6-9a41-93e8deadbeef")
 
 
-def test_every_part_has_its_switch(resources: dict[str, Any]) -> None:
-    switched = {"HasQueue": {"Messages", "DeadLetters", "Poll"},
-                "HasFiles": {"Prompts", "NewFile"},
-                "HasStateMachine": {"Batches", "BatchesRole", "StateMachineLogs"}}  # fmt: skip
-    for condition, names in switched.items():
-        assert all(resources[name]["Condition"] == condition for name in names)
+def test_the_state_machine_logs_what_fails_and_no_prompt(stack: Stack) -> None:
+    machine = stack.nested("LargeFilesStack")
+    logging = machine.properties("Batches")["LoggingConfiguration"]
+    (destination,) = logging["Destinations"]
+    assert destination["CloudWatchLogsLogGroup"]["LogGroupArn"] == "<Logs.Arn>"
+    assert (logging["Level"], logging["IncludeExecutionData"]) == ("ERROR", False)
+    assert machine.properties("Logs")["LogGroupName"].startswith("/aws/vendedlogs/states/")
 
 
-def test_somebody_is_told_of_what_goes_wrong(resources: dict[str, Any]) -> None:
-    alarms = of_type(resources, "AWS::CloudWatch::Alarm")
-    watched = {(alarm["Namespace"], alarm["MetricName"]) for alarm in alarms.values()}
-    assert watched == {
-        ("AWS/Lambda", "Errors"),
-        ("AWS/Lambda", "Throttles"),
-        ("AWS/Lambda", "Duration"),
-        ("AWS/SQS", "ApproximateNumberOfMessagesVisible"),
-        ("AWS/SQS", "ApproximateAgeOfOldestMessage"),
-    }
-    timeout = resources["Function"]["Properties"]["Timeout"]
-    assert alarms["SlowInvokes"]["Threshold"] < 1000 * timeout
-    for alarm in alarms.values():
-        assert alarm["AlarmActions"]["If"][0] == "HasTopic"
-
-
-def test_every_setting_is_one_that_the_function_reads(resources: dict[str, Any]) -> None:
-    variables = resources["Function"]["Properties"]["Environment"]["Variables"]
-    read = (ROOT / "handler" / "settings.py").read_text()
-    assert all(f'"{name}"' in read for name in variables)
-
-
-def test_the_stack_gets_all_its_parameters_and_no_other() -> None:
-    main = load("template.yaml")["Resources"]["BatchStack"]["Properties"]
-    assert main["Location"] == "templates/batch.yaml"
-    assert set(main["Parameters"]) == set(load("templates/batch.yaml")["Parameters"])
+def test_the_state_machine_waits_longer_for_lambda_than_an_invoke_lasts(
+    definition: dict[str, Any],
+) -> None:
+    busy, failed = definition["States"]["Prompts"]["ItemProcessor"]["States"]["Generate"]["Retry"]
+    assert {"Lambda.TooManyRequestsException", "Lambda.ServiceException"} <= {*busy["ErrorEquals"]}
+    assert failed["ErrorEquals"] == ["States.ALL"]
+    assert failed["MaxAttempts"] == 3
+    pauses = [
+        min(busy["MaxDelaySeconds"], busy["IntervalSeconds"] * busy["BackoffRate"] ** n)
+        for n in range(busy["MaxAttempts"])
+    ]
+    assert busy["JitterStrategy"] == "FULL"  # each pause is anything from none to all of it
+    assert sum(pauses) / 2 > LONGEST_INVOKE_S
 
 
 def test_the_state_machine_reads_lines_and_hands_over_batches(definition: dict[str, Any]) -> None:
@@ -177,24 +175,34 @@ def test_the_state_machine_reads_lines_and_hands_over_batches(definition: dict[s
     assert state["ItemBatcher"]["MaxItemsPerBatch"] == 64
     assert state["ItemBatcher"]["MaxInputBytesPerBatch"] < 256 * 1024
     assert (state["MaxConcurrency"], state["ToleratedFailurePercentage"]) == (10, 0)
-    assert state["ResultWriter"]["Parameters"]["Bucket"] == "results"
+    assert state["ResultWriter"]["Parameters"] == {"Bucket": "results", "Prefix.$": "$.prefix"}
     task = state["ItemProcessor"]["States"]["Generate"]
     assert task["Parameters"] == {"FunctionName": SETTINGS["FunctionArn"], "Payload.$": "$"}
-    assert task["Retry"][0]["MaxAttempts"] == 3
 
 
-def test_the_state_machine_may_start_its_own_executions(resources: dict[str, Any]) -> None:
-    (policy,) = resources["BatchesRole"]["Properties"]["Policies"]
-    (start,) = (
-        statement
-        for statement in policy["PolicyDocument"]["Statement"]
-        if statement["Action"] == "states:StartExecution"
-    )
-    name = resources["Batches"]["Properties"]["Name"]["Sub"]
-    assert start["Resource"]["Sub"].endswith(f":stateMachine:{name}")
+def test_a_file_that_was_replaced_fails_the_state_machine(definition: dict[str, Any]) -> None:
+    states = definition["States"]
+    assert definition["StartAt"] == "Unchanged"
+    assert (states["Unchanged"]["Next"], states["Prompts"]["Next"]) == ("Prompts", "StillUnchanged")
+    for name in ("Unchanged", "StillUnchanged"):  # before it is read, and while it was
+        assert states[name]["Resource"] == "arn:aws:states:::aws-sdk:s3:headObject"
+        assert states[name]["Parameters"] == {
+            "Bucket.$": "$.bucket",
+            "Key.$": "$.key",
+            "IfMatch.$": "States.Format('\"{}\"', $.etag)",
+        }
+        assert "Catch" not in states[name]
+        (retry,) = states[name]["Retry"]  # S3 may throttle, which says nothing about the file
+        assert {"S3.S3Exception", "S3.SdkClientException"} == {*retry["ErrorEquals"]}
+        assert retry["MaxAttempts"] > 2
 
 
-@pytest.mark.skipif(not SAM.exists(), reason="SAM is not installed: `make test` does")
+def test_the_definition_gets_all_its_values_and_no_other(stack: Stack) -> None:
+    machine = stack.nested("LargeFilesStack").properties("Batches")
+    assert machine["DefinitionSubstitutions"].keys() == SETTINGS.keys()
+    assert stack.nested("LargeFilesStack").parameters["Name"] == machine["StateMachineName"]
+
+
 def test_the_definition_is_one_that_the_linter_knows(
     definition: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -203,7 +211,7 @@ def test_the_definition_is_one_that_the_linter_knows(
         resource = {"Type": "AWS::StepFunctions::StateMachine", "Properties": machine}
         path = tmp_path / "machine.json"
         path.write_text(json.dumps({"Resources": {"Machine": resource}}))
-        command = [SAM.with_name("cfn-lint"), "-r", "eu-central-1", "--", path]
+        command = [SAM_PYTHON.with_name("cfn-lint"), "-r", "eu-central-1", "--", path]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     good = lint(definition)

@@ -11,11 +11,12 @@ from bench.random_model import make
 from bench.states import evict
 from gpt2core.pack import pack
 from scripts.slim_image import SERVICES
-from tests.conftest import DEMO, IMAGE, load_event
-from tests.containers import build, container, docker, post
-from tests.emulator import NAMES, assert_answered, emulator_path
-from tests.hub_server import HubServer
-from tests.s3_server import CREDENTIALS, Bucket
+from tests.conftest import DEMO, IMAGE
+from tests.support.containers import build, container, docker, post
+from tests.support.emulator import NAMES, assert_answered, emulator_path
+from tests.support.events import load_event
+from tests.support.hub_server import HubServer
+from tests.support.s3_server import CREDENTIALS, Bucket
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
 PROMPT = {"prompt": "Once upon a time there was", "max_new_tokens": 5}
@@ -254,7 +255,7 @@ def test_every_module_of_ours_can_be_imported(image: str) -> None:
     code = (
         "import pkgutil, importlib, handler, gpt2core\n"
         "for package in (handler, gpt2core):\n"
-        "    for module in pkgutil.iter_modules(package.__path__, package.__name__ + '.'):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
         "        if not module.name.endswith('__main__'):\n"
         "            importlib.import_module(module.name)\n"
         "import numpy.linalg, numpy.random, numpy.fft, safetensors.numpy, tokenizers\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.containers import build, container, docker
-from tests.emulator import emulator_path
+from tests.support.containers import build, container, docker, sam_build
+from tests.support.emulator import emulator_path
 
 IMAGE = "gpt2-lambda-test-arm64"
 EVENT = "events/direct-generate.json"
@@ -61,6 +61,15 @@ def test_it_answers_under_the_emulator(image: str) -> None:
     with container(image, *options, command=command) as function:
         event = {"prompt": "Once upon a time", "max_new_tokens": 2}
         assert function.invoke(event=event)["event"]["usage"]["completion_tokens"] == 2
+
+
+def test_sam_build_ends_with_images_for_arm64(image: str, clone: Path, tmp_path: Path) -> None:
+    options = ("--config-env", "arm64")
+    assert f"sam build {' '.join(options)}" in (ROOT / "docs" / "deploy.md").read_text()
+    for built in sam_build(clone, tmp_path / "built", "arm64", *options):
+        assert docker("inspect", "-f", "{{.Architecture}}", built) == "arm64"
+        run = ("run", "--rm", "--platform=linux/arm64", "--network=none", "--read-only")
+        assert json.loads(docker(*run, built, "invoke", EVENT))["generated_text"]
 
 
 def test_its_code_is_the_same_layer_as_on_another_machine(image: str, clone: Path) -> None:

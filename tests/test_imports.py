@@ -1,6 +1,5 @@
 """The import budget: what is in `sys.modules` after each step, in a fresh process."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,24 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.support.fresh_process import modules_after
 
 NEVER_ON_THE_WAY = ("boto3", "botocore", "huggingface_hub", "requests", "urllib3", "ssl")
 HEAVY = (*NEVER_ON_THE_WAY, "numpy", "tokenizers", "http.client", "asyncio", "dataclasses",
          "inspect", "logging", "pathlib", "pydantic", "safetensors", "email")  # fmt: skip
-
-
-def modules_after(code: str, **environ: str) -> set[str]:
-    script = f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)))"
-    result = subprocess.run(
-        # -S: no site-packages' .pth files, which may import anything before we begin
-        [sys.executable, "-S", "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env={"PYTHONPATH": ":".join(p for p in sys.path if p), **environ},
-    )
-    return set(json.loads(result.stdout.splitlines()[-1]))
 
 
 def test_importing_the_handler_loads_nothing_heavy() -> None:
@@ -69,11 +55,37 @@ def test_health_and_bad_input_are_answered_without_numpy() -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [
+        ("direct-generate", {"source", "direct"}),
+        ("direct-huggingface", {"source", "direct"}),
+        ("url-generate", {"source", "http", "body"}),
+        ("rest-health", {"source", "http", "body"}),
+        ("schedule", {"source", "schedule"}),
+        ("batch-sqs", {"source", "sqs", "s3"}),
+        ("batch-step-functions", {"source", "step_functions"}),
+    ],
+)
+def test_an_event_imports_the_one_source_that_it_needs(name: str, needed: set[str]) -> None:
+    loaded = modules_after(
+        "from handler.settings import Settings\n"
+        "from handler.sources import source_of\n"
+        f"source_of(json.load(open('events/{name}.json'))).parse(Settings())"
+    )
+    assert {m.rpartition(".")[2] for m in loaded if m.startswith("handler.sources.")} == needed
+    assert ("handler.dialects.huggingface" in loaded) == (
+        "huggingface" in name or name == "batch-sqs"
+    )
+
+
 def test_the_core_knows_neither_handler_nor_environment() -> None:
-    for path in (ROOT / "gpt2core").glob("*.py"):
+    for path in (ROOT / "gpt2core").rglob("*.py"):
         source = path.read_text()
         assert "import handler" not in source, path
         assert "from handler" not in source, path
+        if path.name == "__main__.py":
+            continue  # the command line reads GPT2_KERNELS
         assert "environ" not in source.replace("OPENBLAS_NUM_THREADS", ""), path
         assert "logging" not in source, path
 
@@ -110,106 +122,6 @@ def test_a_bad_setting_is_an_error_at_import_that_names_it() -> None:
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.endswith("SettingsError: GPT2_PRELOAD is 'yes'; accepted: lazy or init")
-
-
-LEAN = "from gpt2core import lean_numpy\nlean_numpy.load()\nimport numpy as np\n"
-
-
-def test_the_lean_numpy_is_the_core_alone() -> None:
-    loaded = modules_after(
-        LEAN + "assert np.__version__ == np.version.version\n"
-        "x = np.arange(6, dtype=np.float32).reshape(2, 3)\n"
-        "assert (x @ x.T).tolist() == [[5, 14], [14, 50]] and x.mean() == 2.5"
-    )
-    assert "numpy._core._multiarray_umath" in loaded
-    assert loaded.isdisjoint({"numpy.lib", "numpy.linalg", "ctypes", "inspect", "pickle", "ast"})
-
-
-def test_the_lean_numpy_is_the_whole_numpy_for_whoever_asks() -> None:
-    loaded = modules_after(
-        LEAN + "import numpy.typing as npt, numpy.ma, numpy.random, numpy.fft, numpy.polynomial\n"
-        "assert npt.NDArray.__module__.startswith('numpy') and npt.ArrayLike is not None\n"
-        "assert np.linalg.eigh(np.eye(3)).eigenvalues.tolist() == [1, 1, 1]\n"
-        "assert type(np).__name__ == 'module' and np.triu(np.ones((2, 2))).sum() == 3\n"
-        "lean_numpy.load()\n"
-        "import subprocess\n"
-        "names = [sys.executable, '-c', 'import numpy; print(*sorted(vars(numpy)))']\n"
-        "plain = subprocess.run(names, capture_output=True, text=True, check=True).stdout.split()\n"
-        "missing = set(plain) - set(vars(np)) - {'__cached__'}\n"
-        "assert not missing, missing"
-    )
-    assert "numpy._typing._array_like" in loaded
-
-
-def test_what_the_lean_numpy_puts_off_works_when_it_is_needed() -> None:
-    modules_after(
-        LEAN + "import inspect, pickle\n"
-        "assert type(inspect).__name__ == type(pickle).__name__ == 'module'\n"
-        "assert str(inspect.signature(np.zeros_like)).startswith('(a, dtype=None')\n"
-        "pairs = np.zeros(2, 'f4,i4')\n"
-        "assert np.frombuffer(memoryview(pairs), pairs.dtype).tolist() == [(0, 0), (0, 0)]\n"
-        "assert pickle.loads(pickle.dumps(pairs)).tolist() == pairs.tolist()\n"
-        "assert pickle.loads(np._core._methods.pickle.dumps(np.ones(1)))[0] == 1\n"
-        "assert np.ones(1).ctypes.data % 8 == 0"
-    )
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import numpy.linalg\nnp.linalg.inv(np.eye(2))",
-        "from numpy.linalg import norm\nassert norm([3, 4]) == 5",
-        "import numpy.testing\nnumpy.testing.assert_equal(1, 1)",
-        "import numpy.lib.format\nassert numpy.lib.format.MAGIC_PREFIX",
-        "import numpy.random\nassert np.random.default_rng(0).random() < 1",
-        "from numpy import *\nassert eye(2).sum() == 2",
-    ],
-)
-def test_a_submodule_may_be_the_first_that_is_asked_for(code: str) -> None:
-    modules_after(
-        LEAN + code + "\nassert type(np).__name__ == 'module'\n"
-        "assert np.linalg.__spec__.name == 'numpy.linalg' and np.linalg.__spec__.origin"
-    )
-
-
-def test_a_rest_that_fails_once_is_tried_again() -> None:
-    modules_after(
-        LEAN + "sys.modules['numpy.lib'] = None\n"
-        "try:\n    np.linalg\nexcept ImportError:\n    pass\n"
-        "else:\n    raise SystemExit('no error')\n"
-        "del sys.modules['numpy.lib']\nassert np.linalg.inv(np.eye(1))[0] == 1"
-    )
-
-
-def test_a_numpy_whose_name_is_missing_says_so() -> None:
-    modules_after(
-        LEAN + "try:\n    np.nonsense\nexcept AttributeError as error:\n"
-        "    assert 'nonsense' in str(error)\nelse:\n    raise SystemExit('no error')\n"
-    )
-
-
-def test_a_numpy_made_otherwise_is_imported_as_ever() -> None:
-    modules_after(
-        "import sys\n"
-        "class Refused:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'numpy._core.records':\n"
-        "            sys.meta_path.remove(self)\n"
-        "            raise ImportError('not this time')\n"
-        "sys.meta_path.insert(0, Refused())\n"
-        + LEAN
-        + "assert type(np).__name__ == 'module' and np.zeros.__doc__\n"
-        "assert np.linalg.eigh(np.eye(3)).eigenvalues.tolist() == [1, 1, 1]"
-    )
-
-
-def test_without_numpy_its_import_says_so() -> None:
-    modules_after(
-        "import sys\nsys.path = [p for p in sys.path if not p.endswith('site-packages')]\n"
-        "from gpt2core import lean_numpy\nlean_numpy.load()\n"
-        "try:\n    import numpy\nexcept ModuleNotFoundError:\n    pass\n"
-        "else:\n    raise SystemExit('no error')"
-    )
 
 
 def test_a_cold_invoke_of_a_packed_model_imports_numpys_core_and_no_tokenizers(

@@ -10,9 +10,9 @@ import pytest
 
 from gpt2core.pack import pack
 from tests.conftest import DEMO, ROOT
-from tests.containers import build, checkout, post
-from tests.emulator import NAMES, assert_answered
-from tests.ports import free_ports, wait_for
+from tests.support.containers import build, checkout, docker, post, sam_build
+from tests.support.emulator import NAMES, assert_answered
+from tests.support.ports import free_ports, wait_for
 
 SAM = ROOT / ".venv-dev" / "bin" / "sam"
 IMAGE = "gpt2-lambda-test-function"
@@ -52,6 +52,15 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "SAM_CLI_TELEMETRY": "0", "HOME": home}
 
 
+def test_sam_build_ends_with_an_image_that_answers(image: str, clone: Path, tmp_path: Path) -> None:
+    arch = docker("inspect", "-f", "{{.Architecture}}", image)
+    options = [] if arch == "amd64" else ["--config-env", arch]
+    for built in sam_build(clone, tmp_path / "built", arch, *options):
+        event = ("invoke", "events/direct-generate.json")
+        reply = docker("run", "--rm", "--network=none", "--read-only", built, *event)
+        assert json.loads(reply)["generated_text"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_event_is_answered_by_sam_local_invoke(
     template: Path, environ: dict[str, str], name: str
@@ -65,7 +74,7 @@ def test_every_event_is_answered_by_sam_local_invoke(
 def test_a_directory_of_this_machine_serves_as_the_volume(
     template: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    # SAM mounts nothing into an image but what it takes for a debugger: see README.md.
+    # SAM mounts nothing into an image but what it takes for a debugger: see docs/image.md.
     pack(DEMO, tmp_path / "packed")
     for folder in (tmp_path, tmp_path / "packed"):
         folder.chmod(0o755)

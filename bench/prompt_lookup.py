@@ -1,0 +1,106 @@
+"""What prompt lookup gains: greedy texts of 50 and 200 tokens, one sequence at a time.
+
+    make bench      or      python bench/prompt_lookup.py [--rounds 60]
+
+Weights of the 124M shape are random here, and what they generate repeats itself more than text
+does. So two things are measured apart: the tokens that a pass gives, on the demo model; and what a
+pass of four rows costs, on the 124M shape in int8, in turn with one row.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.measure import MODELS, ROOT
+from gpt2core import Engine
+from gpt2core.generation import Generation, Prompt
+from gpt2core.pack import pack
+from gpt2core.prompt_lookup import MAX_GUESSES, GuessCost
+
+PROMPTS = [
+    "Once upon a time there was a king who",
+    "The old woman said to her son,",
+    "My name is",
+    "In the deep forest there lived a",
+    "A fox and a hare went",
+    "When the youngest brother came to the castle,",
+    "“Dear wife,” said he,",
+    "There was once a poor miller",
+    "The princess wept and",
+    "The wolf knocked at the door and",
+    "Far away, by the sea,",
+    "He took the golden ring and",
+]
+
+
+class _CountingCost(GuessCost):
+    """Guesses are always made, and the passes that check some are counted."""
+
+    is_low = True
+    n_guessing = 0
+
+    def add(self, n_rows: int, seconds: float) -> None:
+        super().add(n_rows, seconds)
+        self.n_guessing += n_rows > 1
+
+
+def passes(engine: Engine, text: str, tokens: int) -> tuple[int, int, int]:
+    """How many tokens and passes a text took, and how many of the passes had guesses."""
+    scheduler = engine.scheduler()
+    scheduler._guess_cost = cost = _CountingCost()
+    scheduler.add(Prompt(0, engine.encode_prompt(text), tokens))
+    n = 0
+    while True:
+        n += 1
+        for _, _, end in scheduler.step():
+            if isinstance(end, Generation):
+                return len(end.ids), n, cost.n_guessing
+
+
+def cost_of_guesses(engine: Engine, rounds: int = 60) -> float:
+    """A pass of four rows, times one of one row: hidden states and the choice of tokens."""
+    from gpt2core.model import KVCache, greedy, hidden_states
+
+    weights, config = engine._weights, engine.config
+    cache = KVCache(config, 128)
+    hidden_states(weights, config, [[1] * 64], [cache])
+    times: dict[int, list[float]] = {1: [], 1 + MAX_GUESSES: []}
+    for _ in range(rounds):
+        for rows, taken in times.items():
+            began = perf_counter()
+            greedy(weights, config, hidden_states(weights, config, [[1] * rows], [cache]))
+            taken.append(perf_counter() - began)
+            cache.n_kv = 64
+    single, guessing = times.values()
+    return median(g / s for g, s in zip(guessing[10:], single[10:], strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=60)
+    rounds = parser.parse_args().rounds
+    cost = cost_of_guesses(Engine.open(MODELS / "gpt2-packed-3-int8", kernels="native"), rounds)
+    print(f"124M int8: a pass of {1 + MAX_GUESSES} rows takes {cost:.2f} times one of one row")
+    with TemporaryDirectory() as folder:
+        demo = Path(folder) / "demo"
+        pack(ROOT / "models" / "demo", demo, "int8")
+        engine = Engine.open(demo, kernels="native")
+        for tokens in (50, 200):
+            gains, speeds = [], []
+            for text in PROMPTS:
+                made, n, n_guessing = passes(engine, text, tokens)
+                gains.append(made / n)
+                speeds.append(made / (n + n_guessing * (cost - 1)))
+            print(
+                f"{tokens} tokens: {median(gains):.2f} tokens a pass"
+                f" ({min(gains):.2f}-{max(gains):.2f}),"
+                f" {median(speeds):.2f} times as fast ({min(speeds):.2f}-{max(speeds):.2f})"
+            )
+
+
+if __name__ == "__main__":
+    main()

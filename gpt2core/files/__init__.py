@@ -1,0 +1,1 @@
+"""The files of a model directory and their formats."""

@@ -1,0 +1,202 @@
+"""safetensors files as validated, zero-copy, read-only views of a memory map.
+
+Opening reads only the header: tensors stay on disk until they are accessed. The file is not
+trusted. Every property that the format guarantees is checked before a view is created, so views
+stay inside their file and do not overlap.
+
+Format: the header length in 8 bytes little-endian, the header as JSON, then the tensors' bytes
+without gaps (https://github.com/huggingface/safetensors#format).
+"""
+
+import json
+import mmap
+import os
+import stat
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt2core.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_DIMENSIONS = 32
+
+# The types of safetensors 0.8 and the NumPy types of their views. NumPy has no bfloat16:
+# `to_float32` shifts those uint16. Types that are not used here stay bytes.
+_DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(code)
+    for name, code in {
+        "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "F8_E4M3": "|u1", "F8_E5M2": "|u1",
+        "U16": "<u2", "I16": "<i2", "F16": "<f2", "BF16": "<u2", "U32": "<u4", "I32": "<i4",
+        "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8", "C64": "<c8", "F4": "|u1",
+        "F6_E2M3": "|u1", "F6_E3M2": "|u1", "F8_E8M0": "|u1", "F8_E4M3FNUZ": "|u1",
+        "F8_E5M2FNUZ": "|u1",
+    }.items()
+}  # fmt: skip
+# Several elements share a byte: the views are flat arrays of bytes.
+_SUB_BYTE_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+
+
+class Tensor(NamedTuple):
+    """One tensor as stored in its file."""
+
+    dtype: str
+    """The format's name: "F32", "F16", "BF16", …"""
+    data: np.ndarray[Any, Any]
+    """Read-only view with the tensor's shape; BF16 as uint16, 4 and 6 bit types as flat bytes.
+    Misaligned if the tensor is misaligned in the file."""
+    file: str
+    scale: np.ndarray[Any, Any] | None = None
+    """Scales of quantized integers: float32, one for each group along `axis` (see `packed`)."""
+    axis: int = 0
+
+    def transposed(self) -> "Tensor":
+        """A view of a matrix with its axes swapped."""
+        scale = None if self.scale is None else self.scale.T
+        return self._replace(data=self.data.T, scale=scale, axis=1 - self.axis)
+
+
+class _Span(NamedTuple):
+    begin: int
+    end: int
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def open_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Map one safetensors file; tensors by name, in the order they are stored.
+
+    Raises:
+        CheckpointError: see `open_with_metadata`.
+    """
+    return open_with_metadata(path)[0]
+
+
+def open_with_metadata(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Map one safetensors file; returns its tensors as `open_safetensors` does, and `__metadata__`.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, or violates the format.
+    """
+    path = os.fspath(path)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would block
+            raise CheckpointError("is not a regular file", file=path)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < 8:
+                raise CheckpointError(f"has {size} bytes, too few for a header", file=path)
+            mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read ({error.strerror})", file=path) from error
+    length = int.from_bytes(mapping[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"declares a header of {length} bytes, over the format's {MAX_HEADER_BYTES}", file=path
+        )
+    start = 8 + length
+    if start > size:
+        raise CheckpointError(
+            f"declares a header of {length} bytes but ends after {size}: truncated?", file=path
+        )
+    spans, metadata = _parse_header(mapping[8:start], size - start, path)
+    tensors = {}
+    for span in spans:
+        dtype = _DTYPES[span.dtype]
+        count = (span.end - span.begin) // dtype.itemsize
+        flat = (
+            np.frombuffer(mapping, dtype, count, start + span.begin)
+            if count
+            else np.empty(0, dtype)
+        )
+        shape = (count,) if span.dtype in _SUB_BYTE_BITS else span.shape
+        tensors[span.name] = Tensor(span.dtype, flat.reshape(shape), path)
+    return tensors, metadata
+
+
+def _parse_header(raw: bytes, data_bytes: int, file: str) -> tuple[list[_Span], dict[str, str]]:
+    """Validate a header against the `data_bytes` that follow; spans in file order, metadata."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise CheckpointError(f"the header has the duplicate key {key!a}", file=file)
+            found[key] = value
+        return found
+
+    if raw[:1] != b"{":
+        raise CheckpointError(
+            "the header does not begin with '{': not a safetensors file", file=file
+        )
+    try:
+        header = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=_reject_constant
+        )
+    except (ValueError, RecursionError) as error:
+        kind = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
+        raise CheckpointError(f"the header is not {kind}", file=file) from error
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError("__metadata__ is not an object of strings", file=file)
+    spans = sorted(_span(name, entry, data_bytes, file) for name, entry in header.items())
+    at = 0
+    for span in spans:
+        if span.begin != at:
+            kind = "overlaps the tensor before it" if span.begin < at else "leaves a gap before it"
+            raise CheckpointError(
+                f"begins at byte {span.begin} instead of {at}: it {kind}",
+                file=file,
+                tensor=span.name,
+            )
+        at = span.end
+    if at != data_bytes:
+        raise CheckpointError(
+            f"the tensors end at byte {at} of {data_bytes}: trailing bytes", file=file
+        )
+    return spans, metadata
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _span(name: str, entry: Any, data_bytes: int, file: str) -> _Span:
+    """Validate one header entry on its own."""
+
+    def invalid(problem: str) -> CheckpointError:
+        return CheckpointError(problem, file=file, tensor=name)
+
+    # The safetensors library ignores other keys, too.
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise invalid("the header entry lacks dtype, shape or data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise invalid(f"dtype {ascii(dtype)[:40]} is not supported")
+    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise invalid(f"shape is not a list of at most {MAX_DIMENSIONS} sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise invalid("data_offsets is not a pair [begin, end] of ascending sizes")
+    if offsets[1] > data_bytes:
+        raise invalid(f"ends at byte {offsets[1]} of {data_bytes}: truncated?")
+    count = extent = 1
+    for n in shape:
+        count *= n
+        extent *= n or 1
+    if not count and extent >= 1 << 56:  # empty, but NumPy rejects the other dimensions
+        raise invalid("shape has a dimension of size 0 and others of more than 2**56 elements")
+    bits = count * _SUB_BYTE_BITS.get(dtype, 8 * _DTYPES[dtype].itemsize)
+    if bits % 8:
+        raise invalid(f"{dtype} {shape} does not fill whole bytes")
+    if bits // 8 != offsets[1] - offsets[0]:
+        raise invalid(f"{dtype} {shape} needs {bits // 8} bytes and has {offsets[1] - offsets[0]}")
+    return _Span(offsets[0], offsets[1], name, dtype, tuple(shape))
+
+
+def _are_sizes(values: Any) -> bool:
+    """Whether `values` is a list of integers from 0 to 2**63 - 1."""
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)

@@ -1,0 +1,43 @@
+"""Products of activations with weights: compiled kernels where available, else NumPy."""
+
+from typing import NamedTuple
+
+from gpt2core.kernels.matrix import Float32, Matrix
+from gpt2core.kernels.reference import linear, prepare, set_threads, unembed
+
+__all__ = [
+    "CHOICES",
+    "Float32",
+    "Matrix",
+    "Native",
+    "choose_native",
+    "linear",
+    "prepare",
+    "set_threads",
+    "unembed",
+]
+
+CHOICES = ("auto", "native", "numpy")
+
+
+class Native(NamedTuple):
+    """Whether the compiled kernels run on this processor."""
+
+    instruction_set: str | None
+    """avx512, avx2 or neon; None if they do not run."""
+    reason: str
+    """Why they do not run, or ""."""
+
+
+def choose_native() -> Native:
+    """Select the fastest kernels that this processor supports.
+
+    Call it again after a snapshot restore: the processor may differ.
+    """
+    try:
+        from gpt2core.kernels import _kernels
+    except ImportError as error:
+        problem = "are not built" if isinstance(error, ModuleNotFoundError) else str(error)
+        return Native(None, f"{problem}: run python scripts/build_kernels.py to build them")
+    name = _kernels.choose(None)
+    return Native(name, "" if name else "need AVX2, FMA and F16C, or Armv8")

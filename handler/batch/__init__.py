@@ -1,0 +1,1 @@
+"""Work with many requests: messages of a queue, files of prompts, items of a Distributed Map."""

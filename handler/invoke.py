@@ -1,0 +1,62 @@
+"""`Invoke`: deadline, timings and log fields of one invoke."""
+
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any
+
+from handler.telemetry import Counts, Report, Timings
+
+if TYPE_CHECKING:
+    from handler.app import Function
+    from handler.sources.source import Source
+
+# Time reserved for the last token and the reply before Lambda stops the function.
+REPLY_MARGIN_S = 0.25
+# The same before a gateway's timeout, with its network latency.
+HTTP_MARGIN_S = 0.75
+
+
+class Invoke:
+    """Deadline, timings and log fields of one invoke."""
+
+    def __init__(self, function: "Function", context: Any) -> None:
+        self.context = context
+        remaining = getattr(context, "get_remaining_time_in_millis", None)
+        self.deadline = monotonic() + remaining() / 1000 - REPLY_MARGIN_S if remaining else None
+        """`time.monotonic()` seconds at which work must end; None without a context."""
+        self.reply_by = self.deadline
+        """The same for the reply: the earlier of `deadline` and the caller's timeout."""
+        self.timings = Timings()
+        self.counts = Counts()
+        self.kind = "unknown"
+        self.error: BaseException | None = None
+        self.reported: Report | None = None
+        """The report in the reply."""
+        self.is_streaming = False
+        """Whether the reply continues after `Function.invoke` returns."""
+        self._function = function
+        self._cold, function._invoked = not function._invoked, True
+        if self._cold and function.before:
+            self.timings.include(function.before)
+        self._was_open = function._engine is not None
+
+    def set_source(self, source: "Source") -> None:
+        """Set the kind of source and the caller's timeout."""
+        self.kind = source.kind
+        timeout = source.timeout_s(self._function.settings)
+        if timeout is None:
+            return
+        # The timeout starts with the request, before a cold start. If the event has no time, or is
+        # an old event that is sent again, the age of this process is used instead.
+        waited = time() - source.sent_at if source.sent_at is not None else -1
+        if not 0 <= waited < timeout:
+            waited = self.timings.finished()["total"] / 1000
+        limit = monotonic() + timeout - waited - HTTP_MARGIN_S
+        self.reply_by = limit if self.deadline is None else min(self.deadline, limit)
+
+    def report(self) -> Report:
+        """The report up to now."""
+        function = self._function
+        opened = not self._was_open and function._engine is not None
+        name, origin = function._source[1:] if function._source else (None, None)
+        self.reported = Report(self.timings.finished(), self._cold or opened, name, origin)
+        return self.reported

@@ -1,0 +1,1 @@
+"""The Lambda runtime: a client of the Runtime API, and the loop around the handler."""

@@ -1,0 +1,32 @@
+"""EventBridge schedules (rules and Scheduler), which keep the function warm.
+
+Shape: Amazon EventBridge User Guide, "Creating a scheduled rule".
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from handler.jobs import Job, WarmUp
+from handler.sources.source import Source
+
+if TYPE_CHECKING:
+    from handler.settings import Settings
+
+
+def recognise(event: dict[str, Any]) -> "Schedule | None":
+    """Whether this is a scheduled event."""
+    scheduled = event.get("detail-type") == "Scheduled Event"
+    return (
+        Schedule(event)
+        if scheduled and event.get("source") in ("aws.events", "aws.scheduler")
+        else None
+    )
+
+
+class Schedule(Source):
+    """A scheduled event."""
+
+    kind = "schedule"
+
+    def parse(self, settings: "Settings") -> Job:  # noqa: ARG002
+        """A warm-up."""
+        return WarmUp()

@@ -1,0 +1,58 @@
+"""Build the compiled kernels where they are used from: gpt2core/kernels/_kernels.abi3.so.
+
+    python3 scripts/build_kernels.py [ROOT]
+
+With the flags of pyproject.toml, by which `pip install .` builds them, too; needs a C compiler and
+Python's headers, no package. Where something is missing one line says so, the exit code is 0, and
+NumPy computes.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+
+
+def build(root: Path) -> str | None:
+    """Compile below `root`; what kept it from being done, or None."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    (extension,) = project["tool"]["setuptools"]["ext-modules"]
+    include = sysconfig.get_path("include")
+    if not os.path.exists(os.path.join(include, "Python.h")):
+        return f"no Python.h in {include}"
+    target = root / (extension["name"].replace(".", "/") + ".abi3.so")
+    part = target.with_suffix(f".{os.getpid()}")
+    sources = [str(root / source) for source in extension["sources"]]
+    flags = [*extension["extra-compile-args"], "-fPIC", "-shared", *extension["extra-link-args"]]
+    compiler = os.environ.get("CC", "cc")
+    try:
+        done = subprocess.run(
+            [compiler, *flags, f"-I{include}", *sources, "-o", str(part)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        return f"no C compiler: {compiler}: {error.strerror}"
+    if done.returncode:
+        lines = done.stderr.splitlines()
+        return next((line for line in lines if "error" in line), f"{compiler} failed")
+    part.replace(target)  # a process that runs keeps the file it has mapped
+    return None
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    root = Path(__file__).parent.parent
+    parser.add_argument("root", metavar="ROOT", type=Path, nargs="?", default=root)
+    args = parser.parse_args()
+    if sys.stderr.isatty():
+        print("compiling the kernels (5 seconds)", file=sys.stderr)
+    problem = build(args.root)
+    if problem:
+        print(f"kernels are not built, NumPy computes: {problem}", file=sys.stderr)

@@ -1,0 +1,50 @@
+"""How benchmarks run contestants and compare their times."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import measure
+
+
+def test_contestants_run_without_the_settings_of_one_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    code = "import os; print(sorted(n for n in os.environ if n.startswith(('OPENB', 'PYTHOND'))))"
+    run = measure.run([sys.executable, "-c", code], measure.environment())
+    assert run.text.strip() == "['OPENBLAS_NUM_THREADS']"
+
+
+def test_a_ratio_is_the_median_of_the_ratios_of_runs_side_by_side() -> None:
+    report = measure.compared({"ours": [1.0, 2.0, 10.0], "peer": [3.0, 4.0, 20.0]}, "ours")
+    assert report["peer"]["times_of"] == {"ours": 2.0}
+    assert report["peer"]["median_ms"] == 4000
+
+
+def test_runs_alternate_each_after_a_twin_that_counts_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    commands = {
+        name: [sys.executable, "-S", "-c", f"open({str(log)!r}, 'a').write({name!r})"]
+        for name in "ab"
+    }
+    done = measure.in_turn(commands, 2, twins=True)
+    assert log.read_text() == "aabb" * 2
+    assert [len(runs) for runs in done.values()] == [2, 2]
+
+
+def test_no_round_begins_after_the_time_that_was_given() -> None:
+    commands = {"pass": [sys.executable, "-S", "-c", "pass"]}
+    assert len(measure.in_turn(commands, 100, seconds=0)["pass"]) == 1
+
+
+def test_results_that_were_not_measured_again_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    measure.keep("name", {"warm": 1, "evicted": 2})
+    measure.keep("name", {"evicted": 3})
+    assert (tmp_path / "name.json").read_text() == '{\n  "warm": 1,\n  "evicted": 3\n}\n'

@@ -1,0 +1,377 @@
+"""The compiled kernels against NumPy, and against themselves: the same bits."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gpt2core import Engine
+from gpt2core import model as gpt2
+from gpt2core.errors import InvalidArgument
+from gpt2core.files.safetensors import Tensor
+from gpt2core.kernels import Matrix
+from gpt2core.kernels.matrix import to_float32
+from gpt2core.model import KVCache
+from gpt2core.pack import pack, quantize, to_bfloat16
+from gpt2core.weights import Norm
+from tests.conftest import DEMO, ROOT
+from tests.support.kernels import needs_native
+from tests.support.models import uniform
+
+KINDS = ("F32", "F16", "BF16", "I8")
+# n_in, n_out: one, odd, multiples of 16, more than a chunk of k, more than a panel of outputs
+SHAPES = [
+    (1, 1),
+    (24, 3),
+    (24, 257),
+    (16, 48),
+    (49, 33),
+    (80, 500),
+    (800, 61),
+    (1600, 64),
+    (1537, 70),
+]
+ROWS = (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 33, 70)
+
+
+@pytest.fixture(autouse=True)
+def _native() -> Iterator[None]:
+    needs_native()
+    from gpt2core.kernels import _kernels
+
+    yield
+    _kernels.choose(None)
+    _kernels.set_threads(2)
+
+
+def misaligned(array: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers at an odd address, as published files have them."""
+    raw = np.empty(array.nbytes + 1, np.uint8)
+    raw[1:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return raw[1:].view(array.dtype).reshape(array.shape)
+
+
+def matrix(kind: str, n_in: int, n_out: int, *, columns: bool, seed: int = 1) -> Matrix:
+    """Of random weights; `columns`: it lies as [n_in, n_out], else as [n_out, n_in]."""
+    weights = uniform(seed, (n_out, n_in))
+    scale = None
+    data: NDArray[Any] = weights
+    if kind == "F16":
+        data = weights.astype(np.float16)
+    elif kind == "BF16":
+        data = to_bfloat16(weights)
+    elif kind == "I8":
+        data, scale = quantize(weights, 1)
+    if columns:
+        data, scale = data.T.copy(), None if scale is None else scale.T.copy()
+        return Matrix(Tensor(kind, misaligned(data), "", scale, 0), uniform(seed + 1, (n_out,)))
+    tensor = Tensor(kind, misaligned(data), "", scale, 1).transposed()
+    return Matrix(tensor, uniform(seed + 1, (n_out,)))
+
+
+def instruction_sets() -> list[str]:
+    from gpt2core.kernels import _kernels
+
+    return [name for name in ("avx512", "avx2", "neon") if _kernels.choose(name)]
+
+
+@pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n_in", "n_out"), SHAPES)
+def test_products_agree_with_numpy_and_have_the_same_bits_however_they_are_made(
+    kind: str, n_in: int, n_out: int, columns: bool
+) -> None:
+    from gpt2core.kernels import _kernels, native
+
+    m = matrix(kind, n_in, n_out, columns=columns)
+    x, residual = uniform(5, (max(ROWS), n_in)), uniform(6, (max(ROWS), n_out))
+    weights = to_float32(m.tensor).astype(np.float64)
+    exact = x.astype(np.float64) @ weights + m.bias + residual
+    magnitude = np.abs(x) @ np.abs(weights) + np.abs(m.bias) + np.abs(residual)
+    expected = native.linear(x, m, residual=residual)
+    assert (np.abs(expected - exact) <= 4e-7 * magnitude).all()
+    for name in instruction_sets():
+        _kernels.choose(name)
+        for threads in (1, 2, 3):
+            _kernels.set_threads(threads)
+            for rows in ROWS:
+                found = native.linear(x[:rows], m, residual=residual[:rows])
+                assert (found.view(np.uint32) == expected[:rows].view(np.uint32)).all()
+
+
+@pytest.mark.parametrize("name", sorted(gpt2.ACTIVATIONS))
+def test_activations_agree_with_numpy(name: str) -> None:
+    from gpt2core.kernels import _kernels, native
+
+    x = np.concatenate([np.linspace(-100, 100, 40_001), np.linspace(-3, 3, 10_001)])
+    x = np.concatenate([x, [0, -0.0, 1e-40, -1e-40, 1e30, -1e30]]).astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = gpt2.ACTIVATIONS[name](x.astype(np.float64))
+    first: NDArray[np.float32] | None = None
+    for isa in instruction_sets():
+        _kernels.choose(isa)
+        found = x.copy()
+        _kernels.activate(found, native.ACTIVATIONS[name])
+        finite = np.isfinite(expected) & (np.abs(expected) < 3e38)
+        error = np.abs(found - expected)[finite] / np.maximum(1, np.abs(expected[finite]))
+        assert error.max() < 4e-7
+        first = found if first is None else first
+        assert (first.view(np.uint32) == found.view(np.uint32)).all()
+        nan = np.full(3, np.nan, np.float32)
+        _kernels.activate(nan, native.ACTIVATIONS[name])
+        assert np.isnan(nan).all()
+
+
+@pytest.mark.parametrize("n_embd", [1, 16, 24, 257, 768])
+def test_layer_norm_agrees_with_numpy(n_embd: int) -> None:
+    from gpt2core.kernels import native
+
+    x = 3 * uniform(1, (40, n_embd)) + 1
+    norm = Norm(uniform(2, (n_embd,)), uniform(3, (n_embd,)))
+    found = native.layer_norm(x, norm, 1e-5)
+    np.testing.assert_allclose(found, gpt2.layer_norm(x, norm, 1e-5), rtol=0, atol=3e-6)
+    assert (native.layer_norm(x[7:8], norm, 1e-5) == found[7]).all()
+
+
+def attend(
+    qkv: NDArray[np.float32], n_head: int, cuts: list[int], past: int = 0
+) -> NDArray[np.float32]:
+    """Heads of one sequence whose rows go in pieces, through one layer."""
+    from gpt2core.kernels import _kernels
+
+    n_seq, width = len(qkv), qkv.shape[1] // 3
+    keys = np.full((n_head, n_seq + past + 3, width // n_head), np.nan, np.float32)
+    values = keys.copy()
+    pieces, at = [], 0
+    for length in cuts:
+        heads = np.empty((length, width), np.float32)
+        piece = np.ascontiguousarray(qkv[at : at + length])
+        _kernels.attention(piece, heads, [(length, at, keys, values)], n_head, width // n_head, 0.3)
+        pieces.append(heads)
+        at += length
+    return np.concatenate(pieces)
+
+
+@pytest.mark.parametrize(
+    ("n_head", "head_dim"), [(1, 1), (3, 8), (2, 16), (3, 40), (2, 64), (1, 80)]
+)
+def test_attention_agrees_with_numpy_wherever_it_is_cut(n_head: int, head_dim: int) -> None:
+    n_seq = 75
+    qkv = 4 * uniform(1, (n_seq, 3 * n_head * head_dim))
+    q, k, v = qkv.reshape(n_seq, 3, n_head, head_dim).transpose(1, 2, 0, 3).astype(np.float64)
+    scores = 0.3 * q @ k.transpose(0, 2, 1)
+    scores[:, np.triu(np.ones((n_seq, n_seq), bool), 1)] = -np.inf
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    exact = (weights / weights.sum(axis=-1, keepdims=True)) @ v
+    whole = attend(qkv, n_head, [n_seq])
+    np.testing.assert_allclose(
+        whole, exact.transpose(1, 0, 2).reshape(n_seq, -1), rtol=0, atol=3e-6
+    )
+    for cuts in ([1] * n_seq, [7, 1, 40, 27], [64, 11]):
+        assert (attend(qkv, n_head, cuts) == whole).all()
+
+
+def test_a_later_nan_reaches_no_earlier_row() -> None:
+    qkv = uniform(1, (30, 3 * 64))
+    whole = attend(qkv, 1, [30])
+    qkv[20] = np.nan
+    damaged = attend(qkv, 1, [30])
+    assert (damaged[:20] == whole[:20]).all()
+    assert np.isnan(damaged[20:]).all()
+
+
+@pytest.mark.parametrize("n_out", [1, 50, 5000])
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_greedy_is_the_first_of_the_largest_and_reports_nan_by_row(rows: int, n_out: int) -> None:
+    from gpt2core.kernels import native
+
+    m = matrix("BF16", 32, n_out, columns=False)
+    m.bias = None
+    x = uniform(3, (rows, 32))
+    x[rows // 2] = 0  # all equal
+    expected = native.linear(x, m).argmax(axis=1)
+    ids, is_nan = native.greedy(x, m)
+    assert ids.tolist() == expected.tolist()
+    assert ids[rows // 2] == 0
+    assert not is_nan.any()
+    x[-1, 0] = np.nan
+    ids, is_nan = native.greedy(x, m)
+    assert ids[:-1].tolist() == expected[:-1].tolist()
+    assert is_nan.tolist() == [False] * (rows - 1) + [True]
+
+
+@pytest.mark.parametrize("precision", ["raw", "f32", "bf16", "int8"])
+def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(
+    precision: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from gpt2core.kernels import _kernels
+
+    folder = DEMO
+    if precision != "raw":
+        folder = tmp_path_factory.mktemp(precision)
+        pack(DEMO, folder, precision)
+    engine = Engine.open(folder, kernels="native")
+    weights, config = engine._weights, engine.config
+    ids = [[(37 * i + 11 * n) % 2000 for i in range(n)] for n in (61, 1, 17, 90)]
+    expected = [engine.logits(sequence) for sequence in ids]
+    for name in instruction_sets():
+        _kernels.choose(name)
+        for threads in (1, 2):
+            _kernels.set_threads(threads)
+            caches = [KVCache(config, len(sequence)) for sequence in ids]
+            found: list[list[NDArray[np.float32]]] = [[] for _ in ids]
+            done, piece = [0] * len(ids), 1
+            while any(d < len(s) for d, s in zip(done, ids, strict=True)):
+                active = [i for i, s in enumerate(ids) if done[i] < len(s)]
+                parts = [ids[i][done[i] : done[i] + piece + i] for i in active]
+                x = gpt2.hidden_states(weights, config, parts, [caches[i] for i in active])
+                scores = gpt2.logits(weights, config, x)
+                for i, part in zip(active, parts, strict=True):
+                    found[i].append(scores[: len(part)])
+                    scores = scores[len(part) :]
+                    done[i] += len(part)
+                piece = piece % 23 + 5
+            for sequence, rows in zip(expected, found, strict=True):
+                assert (np.concatenate(rows) == sequence).all()
+
+
+def test_raw_and_packed_f32_have_the_same_bits(tmp_path: Any) -> None:
+    pack(DEMO, tmp_path, "f32")
+    ids = list(range(50))
+    raw, packed = Engine.open(DEMO, kernels="native"), Engine.open(tmp_path, kernels="native")
+    assert (raw.logits(ids) == packed.logits(ids)).all()
+
+
+def test_kernels_that_do_not_exist_are_rejected() -> None:
+    with pytest.raises(InvalidArgument, match="kernels 'fast' is not one of auto, native, numpy"):
+        Engine.open(DEMO, kernels="fast")
+
+
+def test_no_kernels_run_on_an_unknown_instruction_set() -> None:
+    from gpt2core.kernels import _kernels
+
+    assert _kernels.choose("avx9") is None
+    with pytest.raises(RuntimeError, match="no kernels are selected"):
+        _kernels.activate(np.zeros(1, np.float32), 0)
+
+
+def test_buffers_of_the_wrong_size_or_kind_are_rejected() -> None:
+    from gpt2core.kernels import _kernels, native
+
+    m = native.handle(matrix("F32", 24, 5, columns=False))
+    x, y = np.zeros((2, 24), np.float32), np.zeros((2, 5), np.float32)
+    for a, b in [(x[:1], y), (x, y[:, :4].copy()), (x.astype(np.float64), y), (x.T, y)]:
+        with pytest.raises((ValueError, BufferError)):
+            _kernels.linear(m, a, 2, b, 0, None)
+    with pytest.raises(ValueError, match="9 is not from 0 to 8"):
+        _kernels.linear(m, x, 2, y, 9, None)
+    with pytest.raises(TypeError, match="not a Matrix"):
+        _kernels.linear(x, x, 2, y, 0, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="does not fit its cache"):
+        _kernels.attention(
+            x, y, [(2, 7, np.zeros(64, np.float32), np.zeros(64, np.float32))], 1, 8, 1
+        )
+    y.flags.writeable = False
+    with pytest.raises((ValueError, BufferError)):
+        _kernels.linear(m, x, 2, y, 0, None)
+
+
+def in_a_process(code: str) -> str:
+    """What a fresh interpreter prints; threads and forks of the tests' own process stay out."""
+    setup = (
+        "import os, sys, time\nimport numpy as np\n"
+        "from gpt2core.kernels import _kernels, native\n"
+        "w, x = np.ones((600, 64), np.float32), np.ones((40, 64), np.float32)\n"
+        "m = _kernels.matrix(0, 0, 600, 64, w, None, None)\n"
+        "def product():\n"
+        "    y = np.empty((40, 600), np.float32)\n"
+        "    _kernels.linear(m, x, 40, y, 0, None)\n"
+        "    return bool((y == 64).all())\n"
+        "def tasks():\n    return os.listdir('/proc/self/task')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", setup + code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # what sanitizers preload stays
+    )
+    return done.stdout.strip()
+
+
+def test_with_one_thread_no_worker_is_made() -> None:
+    code = "_kernels.set_threads({})\nassert product()\nprint(len(tasks()))"
+    assert in_a_process(code.format(1)) == "1"
+    assert in_a_process(code.format(3)) == "3"
+
+
+def test_workers_sleep_when_there_is_nothing_to_do() -> None:
+    assert (
+        in_a_process(
+            "_kernels.set_threads(3)\nassert product()\n"
+            "def states():\n"
+            "    names = [t for t in tasks() if int(t) != os.getpid()]\n"
+            "    stats = [open(f'/proc/self/task/{t}/stat').read() for t in names]\n"
+            "    return {stat.rsplit(') ')[1][0] for stat in stats}\n"
+            "until = time.monotonic() + 10\n"
+            "while states() != {'S'} and time.monotonic() < until:\n    pass\n"
+            "print(states())"
+        )
+        == "{'S'}"
+    )
+
+
+def test_the_child_of_a_fork_computes() -> None:
+    assert (
+        in_a_process(
+            "_kernels.set_threads(2)\nassert product()\n"
+            "child = os.fork()\n"
+            "if not child:\n    os._exit(0 if product() and product() else 1)\n"
+            "print(os.waitpid(child, 0)[1], product())"
+        )
+        == "0 True"
+    )
+
+
+def test_threads_that_compute_at_once_do_not_disturb_each_other() -> None:
+    assert (
+        in_a_process(
+            "import threading\n_kernels.set_threads(2)\nfound = []\n"
+            "def work():\n    found.extend(product() for _ in range(50))\n"
+            "threads = [threading.Thread(target=work) for _ in range(4)]\n"
+            "for t in threads: t.start()\n"
+            "for t in threads: t.join()\n"
+            "print(len(found), all(found))"
+        )
+        == "200 True"
+    )
+
+
+def test_as_many_threads_as_the_process_may_use() -> None:
+    assert (
+        in_a_process(
+            "os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])\n"
+            "print(native.usable_threads())"
+        )
+        == "1"
+    )
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 2), ("150000 100000", 1), ("x", 2)])
+def test_a_quota_of_the_control_group_is_kept(
+    quota: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt2core.kernels import native
+
+    files = {"/proc/self/cgroup": "0::/a\n", "/sys/fs/cgroup/a/cpu.max": quota}
+    monkeypatch.setattr(native.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(native.os.path, "exists", files.__contains__)
+    monkeypatch.setattr("builtins.open", lambda name: io.StringIO(files[name]))
+    assert native.usable_threads() == expected

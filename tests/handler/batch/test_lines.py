@@ -1,0 +1,101 @@
+"""Lines of large files, wherever ranges end, compressed or not."""
+
+import gzip
+import tracemalloc
+from collections.abc import Callable
+from time import process_time
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from handler.batch.lines import GZIP_MAGIC, MAX_LINE_BYTES, RANGE_BYTES, Line, lines_of
+from handler.errors import UnsupportedObject
+
+MB = 1 << 20
+
+
+def read_lines(content: bytes, is_gzip: bool = False, after: int = 0) -> list[Line]:
+    """All lines; or those behind the first `after`, read from where they begin."""
+
+    def lines(number: int, position: int) -> list[Line]:
+        return list(lines_of(lambda a, b: content[a:b], len(content), is_gzip, number, position))
+
+    every = lines(0, 0)
+    return lines(after, every[after - 1].end) if after else every
+
+
+@given(st.lists(st.binary(max_size=40), max_size=20), st.booleans(), st.integers(1, 50))
+def test_lines_are_those_of_the_file_wherever_ranges_end(
+    parts: list[bytes], is_gzip: bool, size: int
+) -> None:
+    content = b"\n".join(part.replace(b"\n", b"") for part in parts)
+    expected = content.split(b"\n")
+    expected = expected[:-1] if not expected[-1] else expected
+    assume(not (is_gzip and content.startswith(GZIP_MAGIC)))  # gzip within gzip is refused
+    data = gzip.compress(content) if is_gzip else content
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("handler.batch.lines.RANGE_BYTES", size)
+        found = read_lines(data, is_gzip)
+        assert [line.content for line in found] == [part.removesuffix(b"\r") for part in expected]
+        assert [line.number for line in found] == list(range(1, len(found) + 1))
+        for after in range(1, len(found)):
+            assert read_lines(data, is_gzip, after) == found[after:]
+
+
+def test_a_line_that_is_too_long_is_not_kept() -> None:
+    content = b"a\n" + b"x" * (2 * MAX_LINE_BYTES) + b"\nb\n" + b"y" * (MAX_LINE_BYTES + 1)
+    assert [line.content for line in read_lines(content)] == [b"a", None, b"b", None]
+
+
+def test_gzip_files_in_a_row_are_one_file() -> None:
+    data = gzip.compress(b"a\nb") + gzip.compress(b"c\n")
+    assert [line.content for line in read_lines(data, True)] == [b"a", b"bc"]
+
+
+def test_of_a_large_gzip_file_only_a_line_is_in_memory() -> None:
+    data = gzip.compress((b"x" * RANGE_BYTES + b"\n") * 64)
+    tracemalloc.start()
+    try:
+        lines = lines_of(lambda a, b: data[a:b], len(data), True)
+        assert all(line.content and len(line.content) == RANGE_BYTES for line in lines)
+        assert tracemalloc.get_traced_memory()[1] < 16 * RANGE_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_that_is_compressed_twice_is_rejected() -> None:
+    with pytest.raises(UnsupportedObject, match="compressed twice"):
+        read_lines(gzip.compress(gzip.compress(b"a\n")), True)
+
+
+@pytest.mark.parametrize(
+    "of_size",
+    [
+        lambda n: (b"\n" * n, False),
+        lambda n: (b"a\n" * (n // 2), False),
+        lambda n: (b"x" * n, False),
+        lambda n: (gzip.compress(b"\n" * n), True),
+        lambda n: (gzip.compress(b"\n") * (n // 21), True),
+    ],
+    ids=["empty", "short", "one", "gzip", "gzip members"],
+)
+def test_the_time_of_reading_grows_with_the_bytes(of_size: Callable[[int], Any]) -> None:
+    def seconds(size: int) -> float:
+        content, is_gzip = of_size(size)
+        begin = process_time()
+        for _ in lines_of(lambda a, b: content[a:b], len(content), is_gzip):
+            pass
+        return process_time() - begin
+
+    small, large = (min(seconds(size) for _ in range(3)) for size in (MB // 8, MB))
+    assert large < 24 * small + 0.01  # 8 times the bytes; what is quadratic takes 64 times as long
+
+
+@pytest.mark.parametrize(
+    "data", [b"not gzip", gzip.compress(b"a" * 999)[:-9], gzip.compress(b"a")[:5]]
+)
+def test_what_is_no_gzip_or_only_a_part_of_one_is_rejected(data: bytes) -> None:
+    with pytest.raises(UnsupportedObject, match="gzip"):
+        read_lines(data, True)

@@ -1,0 +1,179 @@
+"""Large files: handed to the state machine, in moto, unless its reader may not take them."""
+
+import gzip
+import json
+from typing import Any
+
+import boto3
+import pytest
+
+from handler.app import Function
+from handler.batch.lines import Line
+from handler.batch.state_machine import MAX_ITEM_BYTES, can_read
+from handler.errors import ResultsUnavailable, Unfinished
+from handler.settings import Settings
+from tests.conftest import DEMO
+from tests.support.events import Context, load_event
+from tests.support.s3_server import Bucket
+
+pytestmark = pytest.mark.usefixtures("aws_settings")
+STATES = {"StartAt": "Done", "States": {"Done": {"Type": "Pass", "End": True}}}
+LINES = b"\n".join(b'{"prompt": "a", "max_new_tokens": 1}' for _ in range(40))
+
+
+@pytest.fixture
+def machine(bucket: Bucket) -> str:
+    """A state machine that does nothing, of the test's own; its ARN."""
+    role = "arn:aws:iam::123456789012:role/states"
+    client: Any = boto3.client("stepfunctions")
+    made = client.create_state_machine(
+        name=bucket.name, definition=json.dumps(STATES), roleArn=role
+    )
+    return str(made["stateMachineArn"])
+
+
+@pytest.fixture
+def function(bucket: Bucket, machine: str) -> Function:
+    return Function(
+        Settings(
+            model_dir=str(DEMO),
+            results=f"s3://{bucket.name}/results",
+            state_machine=machine,
+            max_object_bytes=1000,
+        )
+    )
+
+
+def event_of(bucket: Bucket, key: str) -> dict[str, Any]:
+    event = load_event("batch-s3-eventbridge")
+    event["detail"]["bucket"]["name"] = bucket.name
+    event["detail"]["object"] = {"key": key}
+    return dict(event)
+
+
+def hand_over(function: Function, bucket: Bucket, key: str = "a.jsonl") -> dict[str, Any]:
+    (report,) = function.invoke(event_of(bucket, key), Context())["objects"]
+    return dict(report)
+
+
+def executions(machine: str) -> list[dict[str, Any]]:
+    client: Any = boto3.client("stepfunctions")
+    found = client.list_executions(stateMachineArn=machine)["executions"]
+    return [client.describe_execution(executionArn=e["executionArn"]) for e in found]
+
+
+def test_a_large_file_is_handed_over_once_and_the_reply_says_where_its_results_will_be(
+    function: Function, bucket: Bucket, machine: str
+) -> None:
+    bucket.put("a.jsonl", LINES)
+    first, second = hand_over(function, bucket), hand_over(function, bucket)
+    assert first == second
+    assert first["status"] == "handed over"
+    (execution,) = executions(machine)
+    assert execution["name"] == first["execution"]
+    given = json.loads(execution["input"])
+    etag = bucket.client.head_object(Bucket=bucket.name, Key="a.jsonl")["ETag"].strip('"')
+    assert given == {
+        "bucket": bucket.name,
+        "key": "a.jsonl",
+        "etag": etag,
+        "prefix": f"state-machine/a.jsonl.{etag}",
+    }
+    assert first["results"] == f"s3://{bucket.name}/{given['prefix']}/"
+
+
+def test_a_file_is_handed_over_without_a_model(function: Function, bucket: Bucket) -> None:
+    bucket.put("a.jsonl", LINES)
+    function.settings = function.settings._replace(model_dir="/nowhere", model_dir_named=True)
+    assert hand_over(function, bucket)["status"] == "handed over"
+
+
+def test_a_file_that_the_function_has_begun_is_not_looked_through_again(
+    function: Function, bucket: Bucket, machine: str
+) -> None:
+    bucket.put("a.jsonl", LINES)
+    etag = bucket.client.head_object(Bucket=bucket.name, Key="a.jsonl")["ETag"].strip('"')
+    bucket.put(f"results/a.jsonl.{etag}.results.jsonl.checkpoint", b"{}")
+    assert hand_over(function, bucket)["status"] == "done"
+    assert executions(machine) == []
+
+
+def test_results_of_a_long_key_have_room_below_the_prefix(
+    function: Function, bucket: Bucket, machine: str
+) -> None:
+    key = "ü" * 500 + ".jsonl"
+    bucket.put(key, LINES)
+    hand_over(function, bucket, key)
+    (execution,) = executions(machine)
+    prefix = json.loads(execution["input"])["prefix"]
+    assert len(prefix.encode()) <= 1024 - len("/") - 36 - len("/SUCCEEDED_1000.json")
+
+
+def test_a_run_that_failed_is_run_again_under_another_name(
+    function: Function, bucket: Bucket, machine: str
+) -> None:
+    bucket.put("a.jsonl", LINES)
+    first = hand_over(function, bucket)["execution"]
+    (execution,) = executions(machine)
+    client: Any = boto3.client("stepfunctions")
+    client.stop_execution(executionArn=execution["executionArn"])
+    second = hand_over(function, bucket)["execution"]
+    assert second == f"{first}-2"
+    assert hand_over(function, bucket)["execution"] == second
+    assert len(executions(machine)) == 2
+
+
+def test_a_file_that_fails_for_ever_is_not_run_for_ever(
+    function: Function, bucket: Bucket, machine: str
+) -> None:
+    bucket.put("a.jsonl", LINES)
+    client: Any = boto3.client("stepfunctions")
+    for _ in range(10):
+        hand_over(function, bucket)
+        for execution in executions(machine):
+            client.stop_execution(executionArn=execution["executionArn"])
+    with pytest.raises(ResultsUnavailable, match="10 executions of the state machine have failed"):
+        hand_over(function, bucket)
+
+
+def test_a_state_machine_that_is_not_there_is_an_error(function: Function, bucket: Bucket) -> None:
+    bucket.put("a.jsonl", LINES)
+    gone = f"{function.settings.state_machine}-gone"
+    function.settings = function.settings._replace(state_machine=gone)
+    with pytest.raises(ResultsUnavailable, match="states:StartExecution"):
+        hand_over(function, bucket)
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "encoding"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINES * 50, 0), ""),
+        ("a.jsonl", gzip.compress(LINES * 50, 0), "gzip"),
+        ("a.txt", b"A wolf\n" * 200, ""),
+        ("a.jsonl", LINES + b"\n{bad", ""),
+        ("a.jsonl", LINES + b"\n\n" + LINES, ""),
+    ],
+)
+def test_what_the_reader_may_not_take_stays_with_the_function(
+    key: str, content: bytes, encoding: str, function: Function, bucket: Bucket, machine: str
+) -> None:
+    bucket.put(key, content, ContentEncoding=encoding)
+    assert hand_over(function, bucket, key)["status"] == "done"
+    assert executions(machine) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"5", b"[]", b'"\xff"', b"", None, b'{"a": ' + b"[" * 100_000, b"\xef\xbb\xbf{}"]
+)
+def test_a_line_that_is_no_object_is_not_for_the_reader(content: bytes | None) -> None:
+    assert not can_read([Line(1, b"{}", 3), Line(2, content, 9)], None)
+
+
+def test_an_item_that_a_batch_cannot_hold_is_not_for_the_reader() -> None:
+    text = json.dumps({"prompt": "a" * MAX_ITEM_BYTES}).encode()
+    assert not can_read([Line(1, text, len(text))], None)
+
+
+def test_looking_through_a_file_ends_at_the_deadline() -> None:
+    with pytest.raises(Unfinished):
+        can_read([Line(1, b"{}", 3)], 0.0)

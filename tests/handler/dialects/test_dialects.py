@@ -1,0 +1,232 @@
+"""The fields of requests in each dialect, and where a new dialect goes."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from handler import dialects
+from handler.app import Function
+from handler.dialects import parse_request
+from handler.dialects.huggingface import DIALECT as HUGGING_FACE
+from handler.dialects.native import DIALECT as NATIVE
+from handler.dialects.native import Native, error_of
+from handler.dialects.request import Request
+from handler.errors import BadRequest, LimitExceeded
+from handler.settings import Settings
+from tests.support.events import http_event, load_event, payload
+
+
+def test_the_fields_say_which_dialect_it_is() -> None:
+    assert parse_request({"prompt": "x"}).dialect is NATIVE
+    assert parse_request({"inputs": "x"}).dialect is HUGGING_FACE
+
+
+def test_null_is_a_field_left_out() -> None:
+    found = parse_request(
+        {"prompt": "x", "max_new_tokens": None, "stop": None, "id": None, "return_full_text": None}
+    )
+    assert found == Request(NATIVE, ("x",))
+
+
+def test_prompts_in_a_list_stay_in_order() -> None:
+    found = parse_request(load_event("direct-prompts"))
+    assert (len(found.prompts), found.is_list) == (2, True)
+    assert list(found.prompts) == load_event("direct-prompts")["prompt"]
+
+
+@pytest.mark.parametrize("name", ["typical_p", "top_n_tokens", "truncate"])
+def test_what_is_not_supported_is_rejected_in_words_that_help(name: str) -> None:
+    with pytest.raises(BadRequest, match=f"{name} is not supported"):
+        parse_request({"inputs": "x", "parameters": {name: 1}})
+    assert parse_request({"inputs": "x", "parameters": {name: None}}).prompts == ("x",)
+
+
+def test_neutral_values_of_sampling_parameters_are_accepted() -> None:
+    neutral = {"do_sample": False, "repetition_penalty": 1.0, "num_return_sequences": 1}
+    fields = {"inputs": "x", "parameters": neutral, "options": {"use_cache": True}}
+    assert parse_request(fields).prompts == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"max_new_tokens": 5}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": {"text": "x"}}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["x", 5]}, "prompt[1]"),
+        ({"prompt": "x", "inputs": "y"}, "prompt"),
+        ({"prompt": "x", "max_new_tokens": -1}, "max_new_tokens"),
+        ({"prompt": "x", "max_new_tokens": 1.0}, "max_new_tokens"),
+        ({"prompt": "x", "max_new_tokens": "5"}, "max_new_tokens"),
+        ({"prompt": "x", "max_new_tokens": True}, "max_new_tokens"),
+        ({"prompt": "x", "stop": ""}, "stop"),
+        ({"prompt": "x", "stop": [""]}, "stop"),
+        ({"prompt": "x", "stop": {"a": 1}}, "stop"),
+        ({"prompt": "x", "return_full_text": "yes"}, "return_full_text"),
+        ({"prompt": ["x"], "stream": True}, "stream"),
+        ({"prompt": "x", "stream": 1}, "stream"),
+        ({"prompt": "x", "id": "\ud800"}, "id"),
+        ({"prompt": "x", "num_beams": 5}, "num_beams"),
+        ({"prompt": "x", "do_sample": True}, "do_sample"),
+        ({"prompt": "x", "temperature": -0.5}, "temperature"),
+        ({"prompt": "x", "temperature": "1"}, "temperature"),
+        ({"prompt": "x", "top_p": 1.5}, "top_p"),
+        ({"prompt": "x", "top_k": 1.5}, "top_k"),
+        ({"prompt": "x", "seed": 2**64}, "seed"),
+        ({"prompt": "x", "logit_bias": [1]}, "logit_bias"),
+        ({"prompt": "x", "logit_bias": {"a": 1}}, "logit_bias"),
+        ({"prompt": "x", "logit_bias": {"5": True}}, "logit_bias"),
+        ({"prompt": "x", "m\ud800": 1}, "m\\ud800"),
+        ({"inputs": 5}, "inputs"),
+        ({"inputs": ["x", "y"], "stream": True}, "stream"),
+        ({"inputs": "x", "parameters": []}, "parameters"),
+        ({"inputs": "x", "options": 5}, "options"),
+        ({"inputs": "x", "model": "gpt2"}, "model"),
+        ({"inputs": "x", "parameters": {"max_new_tokens": "5"}}, "parameters.max_new_tokens"),
+        ({"inputs": "x", "parameters": {"stop": [5]}}, "parameters.stop"),
+        ({"inputs": "x", "parameters": {"do_sample": 1}}, "parameters.do_sample"),
+        ({"inputs": "x", "parameters": {"top_k": -5}}, "parameters.top_k"),
+        ({"inputs": "x", "parameters": {"best_of": 2}}, "parameters.best_of"),
+        ({"inputs": "x", "parameters": {"details": "yes"}}, "parameters.details"),
+    ],
+)
+def test_a_bad_field_is_rejected_by_name(given: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse_request(given)
+    assert caught.value.param == param
+    assert caught.value.message.isascii()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompt": ["x"] * 129},
+        {"prompt": "x", "stop": ["x"] * 65},
+        {"prompt": "x", "stop": "x" * 257},
+        {"prompt": "x", "logit_bias": {str(i): 1 for i in range(1025)}},
+    ],
+)
+def test_too_many_prompts_or_stops_and_too_long_ones_are_rejected(given: dict[str, Any]) -> None:
+    with pytest.raises(LimitExceeded, match="limit"):
+        parse_request(given)
+
+
+def test_without_sampling_fields_decoding_is_greedy() -> None:
+    assert parse_request({"prompt": "x"}).sampling is None
+    assert parse_request({"inputs": "x", "parameters": {"do_sample": False}}).sampling is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "temperature"),
+    [
+        ({"do_sample": True}, 1.0),
+        ({"do_sample": True, "temperature": 0.5}, 0.5),
+        ({"temperature": 0.5}, 0.5),
+        ({"do_sample": False, "temperature": 0.5}, 0.5),
+        ({"temperature": 1.0}, 0.0),
+        ({"temperature": 1.0, "do_sample": True}, 1.0),
+        ({"top_k": 5}, 1.0),
+        ({"top_p": 0.9}, 1.0),
+        ({"top_p": 1.0}, 0.0),
+        ({"seed": 5}, 0.0),
+        ({"repetition_penalty": 1.2}, 0.0),
+    ],
+)
+def test_tokens_are_drawn_where_hugging_faces_servers_do(
+    parameters: dict[str, Any], temperature: float
+) -> None:
+    """text-generation-inference, `NextTokenChooser`: `do_sample` or any warper that has effect."""
+    sampling = parse_request({"inputs": "x", "parameters": parameters}).sampling
+    assert sampling
+    assert sampling.temperature == temperature
+
+
+SAMPLED = {"prompt": "abc", "max_new_tokens": 20, "temperature": 1.0}
+
+
+def test_a_seed_decides_and_is_reported(model_dir: Any) -> None:
+    function = Function(Settings(model_dir=str(model_dir)))
+    first = function.invoke(SAMPLED)
+    again = function.invoke(SAMPLED | {"seed": first["seed"]})
+    assert again["generated_text"] == first["generated_text"]
+    assert again["seed"] == first["seed"]
+    assert function.invoke(SAMPLED)["seed"] != first["seed"]
+    assert "seed" not in function.invoke({"prompt": "abc", "repetition_penalty": 1.2})
+
+
+def test_prompts_of_one_request_draw_for_themselves(model_dir: Any) -> None:
+    function = Function(Settings(model_dir=str(model_dir)))
+    body = function.invoke(SAMPLED | {"prompt": ["abc", "abc"], "seed": 1})
+    texts = [item["generated_text"] for item in body["generations"]]
+    assert texts[0] != texts[1]
+    assert texts[0] == function.invoke(SAMPLED | {"seed": 1})["generated_text"]
+
+
+def test_hugging_face_reports_the_seed_among_the_details(model_dir: Any) -> None:
+    function = Function(Settings(model_dir=str(model_dir)))
+    parameters = {"do_sample": True, "seed": 7, "details": True, "max_new_tokens": 5}
+    (item,) = function.invoke({"inputs": "abc", "parameters": parameters})
+    assert item["details"]["seed"] == 7
+
+
+def test_a_form_can_ask_for_sampling(model_dir: Any) -> None:
+    function = Function(Settings(model_dir=str(model_dir)))
+    form = "prompt=abc&temperature=0.7&top_k=5&seed=-3&max_new_tokens=5"
+    reply = payload(
+        function.invoke(
+            http_event(form, headers={"content-type": "application/x-www-form-urlencoded"})
+        )
+    )
+    assert reply["seed"] == -3
+
+
+def test_a_bias_for_a_token_that_the_model_lacks_is_rejected(model_dir: Any) -> None:
+    function = Function(Settings(model_dir=str(model_dir)))
+    reply = function.invoke({"inputs": "a", "parameters": {"logit_bias": {"257": 1}}})
+    assert reply["error_type"] == "validation"
+    assert reply["error"].startswith("logit_bias: token id 257 ")
+
+
+class Cohere(Native):
+    """A dialect of another path, with fields and errors of its own."""
+
+    routes = {"/v1/cohere": ("POST",)}  # noqa: RUF012
+
+    def recognises(self, fields: Any) -> bool:
+        return "message" in fields
+
+    def parse(self, fields: Any) -> Request:
+        return Request(self, (fields["message"],), max_new_tokens=2)
+
+    def param(self, name: str) -> str:
+        return {"prompt": "message"}.get(name, name)
+
+    def render(self, request: Any, completions: Any, report: Any) -> dict[str, Any]:
+        return {"text": completions[0].text}
+
+    def render_error(self, error: Any) -> tuple[int, Any]:
+        return 418, {"message": error_of(error)["error"]["message"]}
+
+
+def test_a_dialect_is_one_file_and_its_name(
+    model_dir: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SimpleNamespace(DIALECT=Cohere())
+    monkeypatch.setitem(sys.modules, "handler.dialects.cohere", module)  # type: ignore[arg-type]
+    monkeypatch.setattr(dialects, "NAMES", (*dialects.NAMES, "cohere"))
+    function = Function(Settings(model_dir=str(model_dir)))
+    reply = function.invoke(http_event(path="/v1/cohere", message="abc"))
+    assert (reply["statusCode"], list(payload(reply))) == (200, ["text"])
+    assert list(function.invoke({"message": "abc"})) == ["text"]
+    # Before the fields are known the route tells the dialect; then they do.
+    for event in (
+        http_event("{", path="/v1/cohere"),
+        http_event(path="/v1/cohere", message="a" * 99),
+    ):
+        refused = function.invoke(event)
+        assert (refused["statusCode"], list(payload(refused))) == (418, ["message"])
+    assert function.invoke(http_event(prompt="abc"))["statusCode"] == 200

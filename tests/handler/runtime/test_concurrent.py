@@ -1,0 +1,108 @@
+"""Several events at once: polls in threads, on the tests' own Runtime API."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from gpt2core import Engine
+from handler.runtime import concurrent
+from handler.runtime.api import Invocation, RuntimeApiError
+from tests.support.runtime_api_server import OURS, TRACE_ID, RuntimeApiServer, runtime
+
+FIXED = "tests.support.fixed_handler.handle"
+FOUR = {"AWS_LAMBDA_MAX_CONCURRENCY": "4"}
+
+
+@pytest.fixture
+def server() -> Iterator[RuntimeApiServer]:
+    with RuntimeApiServer() as api:
+        yield api
+        for _ in range(7):  # the other threads wait for an event, each on its connection
+            api.events.put(None)
+
+
+def answers(server: RuntimeApiServer, bodies: list[bytes]) -> dict[str, bytes]:
+    """The answers to events that are all there at once, by their request's number."""
+    for body in bodies:
+        server.send(body)
+    found = [server.answers.get(timeout=60) for _ in bodies]
+    assert all(answer.path.endswith("/response") for answer in found)
+    return {answer.path.split("/")[4].removeprefix("request-"): answer.body for answer in found}
+
+
+def test_as_many_events_as_the_setting_says_are_under_way_at_once(
+    server: RuntimeApiServer,
+) -> None:
+    """Each waits until there are four: with three polls none would be answered."""
+    with runtime(server, OURS, FIXED, **FOUR):
+        bodies = [json.dumps({"do": "together", "number": i}).encode() for i in range(1, 9)]
+        found = answers(server, bodies)
+    assert found == {str(i): str(i).encode() for i in range(1, 9)}
+
+
+@pytest.mark.parametrize("count", ["", "1", "0", "many"])
+def test_one_event_at_a_time_without_the_setting(server: RuntimeApiServer, count: str) -> None:
+    with runtime(server, OURS, FIXED, AWS_LAMBDA_MAX_CONCURRENCY=count):
+        assert json.loads(server.ask(b'{"do": "calls"}').body) == []
+
+
+def test_the_handlers_module_hears_that_it_is_shared(server: RuntimeApiServer) -> None:
+    with runtime(server, OURS, FIXED, **FOUR):
+        assert json.loads(server.ask(b'{"do": "calls"}').body) == ["share"]
+
+
+def test_the_trace_of_one_event_is_not_seen_by_another(server: RuntimeApiServer) -> None:
+    headers = {"Lambda-Runtime-Trace-Id": TRACE_ID}
+    with runtime(server, OURS, FIXED, **FOUR):
+        assert json.loads(server.ask(b'{"do": "context"}', headers).body)["trace"] is None
+
+
+def test_eight_prompts_at_once_get_the_texts_that_they_get_alone(
+    server: RuntimeApiServer, demo: Engine
+) -> None:
+    prompts = ["Once upon a time", "The fox", "A king", "There was", "She", "He", "It", "When"]
+    bodies = [json.dumps({"prompt": p, "max_new_tokens": 20}).encode() for p in prompts]
+    with runtime(server, OURS, "handler.app.lambda_handler", AWS_LAMBDA_MAX_CONCURRENCY="8"):
+        found = answers(server, bodies)
+    for i, prompt in enumerate(prompts, 1):
+        assert json.loads(found[str(i)])["generated_text"] == demo.generate(prompt, 20).text
+
+
+def test_a_reply_that_cannot_be_delivered_is_logged_and_the_next_event_is_answered(
+    server: RuntimeApiServer,
+) -> None:
+    server.refused_answers = 1
+    with runtime(server, OURS, FIXED, AWS_LAMBDA_MAX_CONCURRENCY="2") as process:
+        assert server.ask(b"1").body == b'{"echo": 1}'
+        assert server.ask(b"2").body == b'{"echo": 2}'
+        assert process.stderr is not None
+        assert "Runtime.ReplyFailed" in process.stderr.readline()  # before the process ends
+        assert process.poll() is None
+
+
+class Stop(Exception):
+    """Ends the endless loop."""
+
+
+def test_next_is_tried_again_with_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [*[RuntimeApiError("no")] * 9, Invocation("r", b"1", {}), RuntimeApiError("no")]
+    pauses: list[float] = []
+
+    class Api:
+        def __init__(self, address: str) -> None: ...
+
+        def next(self) -> Invocation:
+            if not outcomes:
+                raise Stop
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        def respond(self, *reply: object) -> None: ...
+
+    monkeypatch.setattr(concurrent, "RuntimeApi", Api)
+    with pytest.raises(Stop):
+        concurrent._poll("", lambda event, context: event, pauses.append)
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 0.05]

@@ -1,0 +1,430 @@
+"""HTTP requests from API Gateway, Function URLs and load balancers: what they ask for."""
+
+import gzip
+import zlib
+from typing import Any
+
+import pytest
+
+from handler.dialects.huggingface import DIALECT as HUGGING_FACE
+from handler.dialects.native import DIALECT as NATIVE
+from handler.dialects.request import Request
+from handler.errors import (
+    BadRequest,
+    BodyTooLarge,
+    MethodNotAllowed,
+    RouteNotFound,
+    UnsupportedContentEncoding,
+    UnsupportedContentType,
+)
+from handler.jobs import Generate, Health, Job
+from handler.settings import Settings
+from handler.sources import source_of
+from handler.sources.http import HttpResponse
+from tests.support.events import http_event, load_event
+
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+HTTP = ["url", "api", "rest", "alb"]
+NOT_DECODED = ["url", "rest", "alb"]
+
+
+def job_of(event: Any, **settings: Any) -> Job:
+    return source_of(event).parse(Settings(**settings))
+
+
+def request(event: Any, **settings: Any) -> Request:
+    job = job_of(event, **settings)
+    assert isinstance(job, Generate)
+    return job.request
+
+
+def typed(body: Any, content_type: str | None = JSON, **headers: str) -> dict[str, Any]:
+    """A request with these headers alone."""
+    kind = {} if content_type is None else {"Content-TYPE": content_type}
+    return http_event(body, headers=kind | {k.replace("_", "-"): v for k, v in headers.items()})
+
+
+def test_multi_value_headers_of_a_load_balancer_go_both_ways() -> None:
+    for name, multi in (("alb-generate-multi-value", True), ("alb-generate", False)):
+        source: Any = source_of(load_event(name))
+        reply = source.wrap(HttpResponse(200, {"a": "b"}, "text"))
+        assert reply.get("multiValueHeaders" if multi else "headers") == (
+            {"a": ["b"]} if multi else {"a": "b"}
+        )
+        assert ("headers" in reply) != multi
+
+
+def test_a_response_in_chunks_is_whole_where_the_source_does_not_stream() -> None:
+    source: Any = source_of(load_event("url-generate"))
+    response = HttpResponse(200, {}, "data: 1", iter([" data: 2", " end"]))
+    assert source.wrap(response)["body"] == "data: 1 data: 2 end"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "api-generate",
+        "api-generate-stage",
+        "api-generate-no-content-type",
+        "api-generate-form-json",
+        "rest-generate",
+        "url-generate",
+        "alb-generate",
+        "alb-generate-multi-value",
+        "alb-generate-no-content-type",
+        "direct-generate",
+    ],
+)
+def test_the_same_request_arrives_the_same_from_every_source(name: str) -> None:
+    assert request(load_event(name)) == Request(
+        NATIVE,
+        ("Once upon a time there was a fox who",),
+        max_new_tokens=40,
+        stop=("\n",),
+        return_full_text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "api-huggingface",
+        "rest-huggingface",
+        "url-huggingface",
+        "alb-huggingface",
+        "direct-huggingface",
+    ],
+)
+def test_the_hugging_face_dialect_arrives_the_same_from_every_source(name: str) -> None:
+    assert request(load_event(name)) == Request(
+        HUGGING_FACE,
+        ("The princess went into the forest and",),
+        max_new_tokens=24,
+        stop=(".",),
+        return_full_text=True,
+        details=True,
+    )
+
+
+def test_form_fields_are_typed() -> None:
+    assert request(load_event("api-generate-form-fields")) == Request(
+        NATIVE,
+        ("The old woman said",),
+        max_new_tokens=16,
+        stop=(".",),
+        return_full_text=True,
+    )
+
+
+def test_form_fields_speak_the_hugging_face_dialect_too() -> None:
+    body = "inputs=a%20b&max_new_tokens=3&stop=x&stop=y&details=true"
+    found = request(typed(body, f"{FORM}; charset=UTF-8"))
+    assert found == Request(
+        HUGGING_FACE,
+        ("a b",),
+        max_new_tokens=3,
+        stop=("x", "y"),
+        return_full_text=True,
+        details=True,
+    )
+
+
+@pytest.mark.parametrize("name", ["api-health", "rest-health", "url-health", "alb-health"])
+def test_health_is_asked_for_from_every_source(name: str) -> None:
+    assert isinstance(job_of(load_event(name)), Health)
+
+
+@pytest.mark.parametrize("source", HTTP)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_health_is_answered_to_both_methods(source: str, method: str) -> None:
+    assert isinstance(job_of(http_event(source=source, path="/health", method=method)), Health)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "application/json",
+        "APPLICATION/JSON; charset=utf-8",
+        "application/ld+json",
+        'text/json;charset="UTF-8"',
+    ],
+)
+def test_json_is_read_under_each_of_its_names(content_type: str | None) -> None:
+    assert request(typed('{"prompt": "x"}', content_type)).prompts == ("x",)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
+    assert request(typed('\ufeff{"prompt": "x"}')).prompts == ("x",)
+    assert request(typed(b'\xef\xbb\xbf{"prompt": "x"}')).prompts == ("x",)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json, application/json",
+        "application/json,application/json; charset=utf-8",
+        "text/plain, application/json",
+        "application/json,",
+        'application/json; profile="a,b"',
+        'multipart/mixed; boundary=",", application/json',
+    ],
+)
+@pytest.mark.parametrize("source", HTTP)
+def test_of_a_content_type_that_was_sent_twice_the_last_counts(
+    source: str, content_type: str
+) -> None:
+    event = http_event(b'{"prompt": "x"}', source=source, headers={"content-type": content_type})
+    assert request(event).prompts == ("x",)
+
+
+def test_of_several_values_of_a_header_the_last_counts() -> None:
+    event = load_event("alb-generate-multi-value")
+    event["multiValueHeaders"]["content-type"] = ["text/plain", JSON]
+    assert request(event).prompts
+    event["multiValueHeaders"]["content-type"].reverse()
+    with pytest.raises(UnsupportedContentType, match="text/plain"):
+        job_of(event)
+
+
+PROMPT = b'{"prompt": "x"}'
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(PROMPT)),
+        ("GZIP", gzip.compress(PROMPT)),
+        ("x-gzip", gzip.compress(PROMPT[:5]) + gzip.compress(PROMPT[5:])),
+        ("deflate", zlib.compress(PROMPT)),
+        ("identity", PROMPT),
+        ("deflate, gzip", gzip.compress(zlib.compress(PROMPT))),
+        ("", PROMPT),
+    ],
+)
+@pytest.mark.parametrize("source", HTTP)
+def test_a_compressed_body_is_unzipped(source: str, coding: str, body: bytes) -> None:
+    headers = {"content-type": JSON, "CONTENT-Encoding": coding}
+    assert request(http_event(body, source=source, headers=headers)).prompts == ("x",)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "gzip, gzip"])
+@pytest.mark.parametrize("body", [PROMPT, PROMPT.decode()])
+def test_a_body_that_a_gateway_has_unzipped_is_served_as_it_is(coding: str, body: Any) -> None:
+    assert request(typed(body, Content_Encoding=coding)).prompts == ("x",)
+
+
+def test_a_compressed_form_is_a_form() -> None:
+    assert request(typed(gzip.compress(b"prompt=x"), FORM, Content_Encoding="gzip")).prompts == (
+        "x",
+    )
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, br", "gzip, gzip, gzip, gzip"])
+def test_other_codings_are_rejected_by_name(coding: str) -> None:
+    name = coding.split(", ")[-1] if coding.count(",") < 3 else "codings"
+    with pytest.raises(UnsupportedContentEncoding, match=name):
+        job_of(typed(gzip.compress(PROMPT), Content_Encoding=coding))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        gzip.compress(PROMPT)[:-4],
+        gzip.compress(PROMPT)[:12],
+        gzip.compress(PROMPT)[:-8] + bytes(8),
+        b"\x1f\x8bnonsense",
+    ],
+)
+def test_a_damaged_gzip_is_a_bad_request(body: bytes) -> None:
+    with pytest.raises(BadRequest, match="gzip"):
+        job_of(typed(body, Content_Encoding="gzip"))
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(bytes(200 << 20), 1)),
+        ("deflate", zlib.compress(bytes(200 << 20), 1)),
+        ("gzip, gzip", gzip.compress(gzip.compress(bytes(200 << 20), 9))),
+        ("gzip", b"".join([gzip.compress(bytes(1 << 20))] * 20)),
+    ],
+)
+def test_a_bomb_is_too_large_and_never_unpacked(coding: str, body: bytes) -> None:
+    import tracemalloc
+
+    event = typed(body, Content_Encoding=coding)
+    tracemalloc.start()
+    with pytest.raises(BodyTooLarge, match="limit"):
+        job_of(event)
+    assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    tracemalloc.stop()
+
+
+def test_a_gzip_that_came_as_text_says_what_the_gateway_lacks() -> None:
+    mangled = gzip.compress(PROMPT).decode("utf-8", "replace")
+    with pytest.raises(UnsupportedContentEncoding, match="binary media types"):
+        job_of(typed(mangled, Content_Encoding="gzip"))
+
+
+def test_a_gzip_without_its_header_says_so() -> None:
+    with pytest.raises(BadRequest, match="Content-Encoding: gzip"):
+        job_of(typed(gzip.compress(PROMPT)))
+
+
+def test_a_stage_is_only_taken_off_where_the_path_has_it() -> None:
+    event = load_event("rest-generate")
+    event["requestContext"]["stage"] = "generate"
+    assert isinstance(job_of(event), Generate)
+    event["path"] = "/generate/health"
+    event["httpMethod"] = "GET"
+    assert isinstance(job_of(event), Health)
+
+
+@pytest.mark.parametrize(
+    ("base", "path"),
+    [
+        ("/gpt2", "/gpt2/generate"),
+        ("/gpt2", "/gpt2/generate/"),
+        ("/gpt2", "/gpt2"),
+        ("/gpt2", "/gpt2/"),
+        ("/gpt2", "/generate"),
+        ("/gpt2", "/"),
+        ("/gpt2", "//gpt2//generate"),
+        ("/team/gpt2", "/team/gpt2/generate"),
+        ("/generate", "/generate/generate"),
+    ],
+)
+@pytest.mark.parametrize("source", HTTP)
+def test_a_base_path_is_taken_off(source: str, base: str, path: str) -> None:
+    event = http_event(source=source, path=path, prompt="x")
+    assert request(event, base_path=base).prompts == ("x",)
+
+
+@pytest.mark.parametrize("path", ["/prod/gpt2/generate", "/gpt2/prod/generate", "/prod/generate"])
+@pytest.mark.parametrize("source", ["api", "rest"])
+def test_a_base_path_and_a_stage_are_both_taken_off(source: str, path: str) -> None:
+    event = http_event(source=source, path=path, prompt="x")
+    event["requestContext"]["stage"] = "prod"
+    assert request(event, base_path="/gpt2").prompts == ("x",)
+
+
+@pytest.mark.parametrize("path", ["/gpt2x/generate", "/GPT2/generate", "/gpt2/gpt2/generate"])
+def test_what_only_resembles_a_base_path_is_none(path: str) -> None:
+    with pytest.raises(RouteNotFound):
+        job_of(http_event(path=path, prompt="x"), base_path="/gpt2")
+
+
+@pytest.mark.parametrize(
+    "path", ["/generate/", "//generate", "/generate//", "///", "//generate///"]
+)
+@pytest.mark.parametrize("source", HTTP)
+def test_slashes_count_once_and_not_at_the_end(source: str, path: str) -> None:
+    assert request(http_event(source=source, path=path, prompt="x")).prompts == ("x",)
+
+
+@pytest.mark.parametrize(
+    "path", ["/gen%65rate", "/%67enerate", "%2Fgenerate", "/%2fgenerate", "/generate%2F"]
+)
+@pytest.mark.parametrize("source", NOT_DECODED)
+def test_a_path_is_decoded_where_its_source_has_not(source: str, path: str) -> None:
+    assert request(http_event(source=source, path=path, prompt="x")).prompts == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ("api", "/gen%65rate"),
+        *((source, path) for source in NOT_DECODED for path in ("/gen%2565rate", "/%ff", "/gen%6")),
+    ],
+)
+def test_a_path_is_decoded_once(source: str, path: str) -> None:
+    with pytest.raises(RouteNotFound):
+        job_of(http_event(source=source, path=path, prompt="x"))
+
+
+def test_an_http_api_decodes_paths_also_in_format_1() -> None:
+    event = http_event(source="rest", path="/gen%65rate", prompt="x")
+    assert request(event).prompts == ("x",)
+    with pytest.raises(RouteNotFound):
+        job_of(event | {"version": "1.0"})
+
+
+@pytest.mark.parametrize("action", ["warmup", "populate"])
+def test_what_an_operator_asks_for_is_rejected_over_http(action: str) -> None:
+    for fields in ({action: True}, {action: True, "prompt": "x"}):
+        with pytest.raises(BadRequest, match="direct invokes") as caught:
+            job_of(http_event(**fields))
+        assert caught.value.param == action
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (None, "empty"),
+        ("", "empty"),
+        ("{", "not JSON: Expecting property name"),
+        ("[1]", "an array, not an object"),
+        ('"prompt"', "not an object"),
+        ("null", "null, not an object"),
+        ('{"prompt": NaN}', "not JSON"),
+        ('{"prompt": ' + "9" * 5000 + "}", "not JSON"),
+        ("[" * 100_000, "too deeply"),
+        (5, "not a string"),
+        ({"prompt": "x"}, "not a string"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_rejected(body: Any, words: str) -> None:
+    with pytest.raises(BadRequest, match=words):
+        job_of(typed(body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["prompt", "a=b&&", "prompt=%FF", "prompt=a&prompt=b", "&".join(f"a{i}=1" for i in range(300))],
+)
+def test_a_form_that_cannot_be_read_is_rejected(body: str) -> None:
+    with pytest.raises(BadRequest):
+        job_of(typed(body, FORM))
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", "json"])
+def test_other_content_types_are_rejected_by_name(kind: str) -> None:
+    with pytest.raises(UnsupportedContentType, match=kind.split(";")[0]):
+        job_of(typed('{"prompt": "x"}', kind))
+
+
+def test_other_charsets_are_rejected_by_name() -> None:
+    with pytest.raises(UnsupportedContentType, match="latin-1"):
+        job_of(typed('{"prompt": "x"}', "application/json; charset=latin-1"))
+
+
+@pytest.mark.parametrize("body", ["A" * (9 << 20), b"A" * (9 << 20)])
+def test_a_body_over_six_megabytes_is_rejected(body: Any) -> None:
+    with pytest.raises(BodyTooLarge, match="limit"):
+        job_of(typed(body))
+
+
+def test_an_unknown_route_says_which_there_are() -> None:
+    with pytest.raises(RouteNotFound, match=r"/v2/unknown.*POST /generate.*GET /health"):
+        job_of(load_event("bad-route"))
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PROPFIND", "M-SEARCH", "ge\tt", "\udfff"])
+@pytest.mark.parametrize("source", HTTP)
+def test_every_method_that_is_not_served_is_told_which_is(source: str, method: str) -> None:
+    with pytest.raises(MethodNotAllowed) as caught:
+        job_of(http_event(source=source, method=method, prompt="x"))
+    assert caught.value.allow == "POST"
+    assert caught.value.message.isascii()
+
+
+@pytest.mark.parametrize(
+    ("source", "seconds"), [("api", 30), ("rest", 29), ("alb", 60), ("url", None)]
+)
+def test_each_source_waits_for_as_long_as_it_is_known_to(source: str, seconds: int | None) -> None:
+    found = source_of(http_event(source=source, prompt="x"))
+    assert found.timeout_s(Settings()) == seconds
+    assert found.timeout_s(Settings(http_timeout=7)) == 7

@@ -1,0 +1,132 @@
+"""GPT2_API_KEY: who is let in over HTTP."""
+
+import json
+from typing import Any
+
+import pytest
+
+from handler.app import Function
+from handler.errors import SettingsError
+from handler.settings import Settings
+from tests.conftest import DEMO
+from tests.support.events import http_event, load_event, payload
+
+KEY = "a-key-of-twenty-letters!"
+
+
+@pytest.fixture
+def function() -> Function:
+    return Function(Settings.from_environ({"GPT2_API_KEY": KEY, "GPT2_MODEL_DIR": str(DEMO)}))
+
+
+def status(function: Function, authorization: str | None = None, **options: Any) -> int:
+    headers = {"content-type": "application/json"}
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    event = http_event('{"prompt": "x", "max_tokens": 1}', headers=headers, **options)
+    found: int = function.invoke(event)["statusCode"]
+    return found
+
+
+@pytest.mark.parametrize("source", ["url", "api", "rest", "alb"])
+@pytest.mark.parametrize(
+    ("authorization", "expected"),
+    [
+        (f"Bearer {KEY}", 200),
+        (f"bearer  {KEY}", 200),
+        (None, 401),
+        ("", 401),
+        ("Bearer", 401),
+        (f"Bearer {KEY[:-1]}", 401),
+        (f"Bearer {KEY}x", 401),
+        (f"Basic {KEY}", 401),
+        (KEY, 401),
+        ("Bearer ключ", 401),
+        ("Bearer \ud800", 401),
+    ],
+)
+def test_only_the_key_opens_a_door_without_iam(
+    function: Function, source: str, authorization: str | None, expected: int
+) -> None:
+    assert status(function, authorization, source=source, path="/v1/completions") == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [("/generate", "POST"), ("/", "POST"), ("/v1/models", "GET"), ("/v1/models/demo", "GET")],
+)
+def test_all_that_generates_or_names_models_needs_it(
+    function: Function, path: str, method: str
+) -> None:
+    assert status(function, path=path, method=method) == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [("/wp-login.php", "GET"), ("/generate", "DELETE"), ("/health", "POST")]
+)
+def test_without_the_key_nobody_learns_which_routes_there_are(
+    function: Function, path: str, method: str
+) -> None:
+    assert status(function, path=path, method=method) == 401
+    assert status(function, f"Bearer {KEY}", path=path, method=method) in (404, 405)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/wp-login.php"])
+def test_who_is_not_let_in_is_logged_but_fires_no_alarm(
+    function: Function, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    status(function, path=path)
+    refused = json.loads(capsys.readouterr().err)
+    assert (refused["error"], refused["Requests"], refused["Errors"]) == ("Unauthorized", 0, 0)
+    status(function, f"Bearer {KEY}", path="/wp-login.php")
+    wrong = json.loads(capsys.readouterr().err)
+    assert (wrong["error"], wrong["Requests"], wrong["Errors"]) == ("RouteNotFound", 1, 1)
+
+
+def test_health_and_direct_invokes_need_none(function: Function) -> None:
+    assert function.invoke(load_event("url-health"))["statusCode"] == 200
+    assert function.invoke({"prompt": "x", "max_new_tokens": 1})["generated_text"]
+
+
+def test_what_iam_has_let_in_needs_none(function: Function) -> None:
+    for source in ("url", "api"):
+        event = http_event(source=source, prompt="x", max_new_tokens=1)
+        event["requestContext"]["authorizer"] = {"iam": {"userArn": "arn:aws:iam::1:user/a"}}
+        assert function.invoke(event)["statusCode"] == 200
+    event = http_event(source="rest", prompt="x", max_new_tokens=1)
+    event["requestContext"]["identity"]["userArn"] = "arn:aws:iam::1:user/a"
+    assert function.invoke(event)["statusCode"] == 200
+
+
+@pytest.mark.parametrize("authorizer", [None, {}, {"iam": None}, {"jwt": {"claims": {}}}, "iam"])
+def test_other_authorizers_are_no_iam(function: Function, authorizer: Any) -> None:
+    event = http_event(prompt="x", max_new_tokens=1)
+    event["requestContext"]["authorizer"] = authorizer
+    assert function.invoke(event)["statusCode"] == 401
+
+
+def test_without_the_setting_no_key_is_needed() -> None:
+    assert status(Function(Settings(model_dir=str(DEMO))), path="/v1/completions") == 200
+
+
+def test_the_refusal_has_the_shape_of_its_route(function: Function) -> None:
+    reply = function.invoke(http_event(path="/v1/completions", prompt="x"))
+    assert payload(reply)["error"]["code"] == "invalid_api_key"
+    assert reply["headers"]["WWW-Authenticate"] == "Bearer"
+    reply = function.invoke(http_event(prompt="x"))
+    assert payload(reply)["error"]["type"] == "Unauthorized"
+
+
+def test_neither_key_is_in_a_reply_or_in_the_log(
+    function: Function, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = http_event(prompt="x", headers={"authorization": "Bearer not-the-right-one"})
+    written = json.dumps(function.invoke(event)) + capsys.readouterr().err
+    assert "not-the-right-one" not in written
+    assert KEY not in written + repr(function.settings)
+
+
+def test_a_key_that_no_header_can_carry_is_rejected_and_not_shown() -> None:
+    with pytest.raises(SettingsError, match="GPT2_API_KEY") as caught:
+        Settings.from_environ({"GPT2_API_KEY": "two words"})
+    assert "words" not in caught.value.message

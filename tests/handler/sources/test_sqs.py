@@ -1,0 +1,93 @@
+"""Messages of a queue: what each of them asks for."""
+
+import json
+from typing import Any
+
+import pytest
+
+from handler.dialects.huggingface import DIALECT as HUGGING_FACE
+from handler.dialects.native import DIALECT as NATIVE
+from handler.dialects.request import Request
+from handler.errors import BadRequest, UnsupportedEvent
+from handler.items import Item, S3Object
+from handler.jobs import Messages
+from handler.settings import Settings
+from handler.sources import source_of
+from tests.support.events import load_event, message, queue_event
+
+THE_FOX = S3Object("gpt2-prompts", "tales/of the fox.jsonl", "d41d8cd98f00b204e9800998ecf8427e")
+
+
+def messages_of(event: Any) -> Messages:
+    job = source_of(event).parse(Settings())
+    assert isinstance(job, Messages)
+    return job
+
+
+def work_of(body: Any) -> Any:
+    (record,) = messages_of(queue_event(body)).records
+    return record.work
+
+
+def request_of(body: Any) -> Request:
+    work = work_of(body)
+    assert isinstance(work, Item)
+    assert isinstance(work.work, Request)
+    return work.work
+
+
+def test_messages_in_both_dialects_are_requests() -> None:
+    first, second = (record["body"] for record in load_event("batch-sqs")["Records"])
+    assert request_of(first).dialect is NATIVE
+    assert request_of(second).dialect is HUGGING_FACE
+
+
+def test_a_fifo_queue_is_recognised_by_its_name() -> None:
+    assert [messages_of(load_event(f"batch-sqs{x}")).fifo for x in ("", "-fifo")] == [False, True]
+
+
+def test_pipes_send_the_records_of_a_queue_as_a_list() -> None:
+    records = load_event("batch-sqs")["Records"]
+    assert messages_of(records).records == messages_of({"Records": records}).records
+
+
+def test_what_sns_wraps_is_unwrapped() -> None:
+    assert request_of(load_event("batch-sqs-sns")["Records"][0]["body"]).prompts == ("Once",)
+
+
+@pytest.mark.parametrize("wrapped", [None, 5, {}])
+def test_a_notification_without_a_message_is_an_error_of_its_own(wrapped: Any) -> None:
+    body = {"Type": "Notification", "TopicArn": "arn", "Message": wrapped}
+    assert isinstance(work_of(body), BadRequest)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "{", "[]", "5", "null", '{"prompt": 5}', '{"prompt": "a", "x": 1}', '{"prompt": NaN}',
+     "[" * 100_000, '{"prompt": "a", "id": "b", "custom_id": "c"}', '{"warmup": true}'],
+)  # fmt: skip
+def test_a_message_that_is_no_request_is_an_error_of_its_own(body: str) -> None:
+    assert isinstance(work_of(body), BadRequest)
+    _, good = messages_of(queue_event(body, {"prompt": "a"})).records
+    assert isinstance(good.work, Item)
+
+
+@pytest.mark.parametrize("name", [None, "", 5])
+def test_a_message_without_an_id_fails_the_whole_batch(name: Any) -> None:
+    records = [message({"prompt": "a"}), message({"prompt": "b"}) | {"messageId": name}]
+    with pytest.raises(UnsupportedEvent, match="messageId"):
+        messages_of({"Records": records})
+
+
+def test_a_notification_of_s3_within_a_message_is_an_object() -> None:
+    assert work_of(load_event("batch-s3")) == (THE_FOX,)
+    assert work_of(load_event("batch-s3-eventbridge")) == (THE_FOX,)
+    assert work_of(load_event("batch-s3-test")) == ()
+    wrapped = json.dumps(load_event("batch-s3"))
+    assert work_of({"Type": "Notification", "TopicArn": "arn", "Message": wrapped}) == (THE_FOX,)
+
+
+def test_a_notification_of_what_was_removed_is_an_error_of_its_own() -> None:
+    event = load_event("batch-s3")
+    event["Records"][0]["eventName"] = "ObjectRemoved:Delete"
+    assert isinstance(work_of(event), UnsupportedEvent)

@@ -1,0 +1,96 @@
+"""What S3's answers mean, in the words of whoever has to mend them."""
+
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+
+from handler.aws import bucket_and_prefix, refusal
+
+
+def answered(status: int, code: str, message: str = "Access Denied") -> ClientError:
+    response: Any = {
+        "Error": {"Code": code, "Message": message},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
+    return ClientError(response, "GetObject")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "cause"),
+    [
+        (403, "AccessDenied", "denied"),
+        (403, "403", "denied"),  # a HEAD has no body
+        (403, "InvalidObjectState", "archived"),
+        (400, "KMS.DisabledException", "key"),
+        (400, "KMS.KMSInvalidStateException", "key"),
+        (403, "ExpiredToken", "credentials"),
+        (403, "RequestTimeTooSkewed", "credentials"),
+        (404, "NoSuchBucket", "missing"),
+        (412, "PreconditionFailed", "changed"),
+        (503, "SlowDown", "transient"),
+        (502, "BadGateway", "transient"),
+        (301, "PermanentRedirect", "unknown"),
+    ],
+)
+def test_the_cause_is_the_code_and_only_then_the_status(status: int, code: str, cause: str) -> None:
+    assert refusal(answered(status, code)).cause == cause
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        (
+            "is not authorized to perform: kms:Decrypt on resource: arn:aws:kms:x",
+            "allow kms:Decrypt",
+        ),
+        (
+            "is not authorized to perform: s3:GetObject on resource: x with an explicit deny in a"
+            " VPC endpoint policy",
+            "allow s3:GetObject",
+        ),
+        ("is not authorized to perform: s3express:CreateSession on x", "allow s3express:Create"),
+        ("Bucket is a Requester Pays bucket", "requester pays"),
+    ],
+)
+def test_a_denial_that_tells_its_reason_is_told_by_it_and_by_no_name(
+    message: str, advice: str
+) -> None:
+    user = "User: arn:aws:sts::123456789012:assumed-role/secret-role/function "
+    found = refusal(answered(403, "AccessDenied", user + message))
+    assert advice in found.advice
+    assert "arn:" not in str(found)
+    assert "secret-role" not in str(found)
+
+
+def test_a_policy_that_denies_is_named_by_its_kind() -> None:
+    message = (
+        "not authorized to perform: s3:GetObject with an explicit deny in a resource-based policy"
+    )
+    assert (
+        "resource-based policy denies it" in refusal(answered(403, "AccessDenied", message)).advice
+    )
+
+
+def test_without_an_answer_the_cause_is_ours_or_passes() -> None:
+    assert refusal(NoCredentialsError()).cause == "credentials"
+    assert refusal(EndpointConnectionError(endpoint_url="http://x")).cause == "transient"
+    assert refusal(OSError("reset")).cause == "transient"
+    assert refusal(ValueError("a setting")).cause == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("uri", "prefix"),
+    [
+        ("s3://bucket", ""),
+        ("s3://bucket/", ""),
+        ("s3://bucket/a/b", "a/b/"),
+        ("s3://bucket/a/b/", "a/b/"),
+        ("s3://bucket//a", "/a/"),
+        ("s3://bucket//", "/"),
+        ("s3://bucket/a//b", "a//b/"),
+        ("s3://bucket/a//", "a//"),
+    ],
+)
+def test_a_prefix_is_taken_as_it_is_written(uri: str, prefix: str) -> None:
+    assert bucket_and_prefix(uri) == ("bucket", prefix)

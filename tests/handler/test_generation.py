@@ -1,0 +1,281 @@
+"""Requests that share passes over the weights: one thread decodes for all who wait."""
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2core import Engine, scheduler
+from gpt2core.errors import CheckpointError, PromptTooLong
+from gpt2core.generation import Prompt
+from handler import app, generation, server
+from handler.app import Function
+from handler.dialects import parse_request
+from handler.dialects.native import DIALECT as NATIVE
+from handler.dialects.request import Request
+from handler.errors import Cancelled, Unfinished
+from handler.generation import DecodingThread, RequestBatch, complete_all
+from handler.settings import Settings
+from tests.support.clock import Clock
+from tests.support.until import until
+
+TIMEOUT = 60  # for what must happen; nothing waits for it to pass
+
+
+def request(prompt: str, max_new_tokens: int = 5) -> Request:
+    return Request(NATIVE, (prompt,), False, max_new_tokens=max_new_tokens)
+
+
+class Gate:
+    """Holds every pass over the weights until it is let through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sequences: list[int] = []
+        """How many sequences entered each pass."""
+        self.fail: BaseException | None = None
+        """What the passes raise from now on, once."""
+        self._begun = threading.Semaphore(0)
+        self._allowed = threading.Semaphore(0)
+        forward = scheduler.hidden_states
+
+        def gated(weights: Any, config: Any, sequences: Any, caches: Any) -> Any:
+            self.sequences.append(len(sequences))
+            self._begun.release()
+            assert self._allowed.acquire(timeout=TIMEOUT)
+            failure, self.fail = self.fail, None
+            if failure:
+                raise failure
+            return forward(weights, config, sequences, caches)
+
+        monkeypatch.setattr(scheduler, "hidden_states", gated)
+
+    def wait(self) -> None:
+        """Until one more pass has begun."""
+        assert self._begun.acquire(timeout=TIMEOUT)
+
+    def let(self, passes: int) -> None:
+        """Let so many passes through."""
+        self._allowed.release(passes)
+
+    def open(self) -> None:
+        """Hold none any more."""
+        self.let(10_000)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate(monkeypatch)
+    yield gate
+    gate.open()
+
+
+def decode(thread: DecodingThread, ids: list[int], **options: Any) -> Any:
+    """The end of one sequence."""
+    return list(thread.decode([Prompt(0, ids, 9)], **options))[-1][2]
+
+
+def test_prompts_of_several_threads_share_passes_and_each_gets_its_own_ids(
+    engine: Engine, gate: Gate
+) -> None:
+    thread = DecodingThread(engine)
+    with ThreadPoolExecutor(8) as callers:
+        first = callers.submit(decode, thread, [0])
+        gate.wait()  # the others come while this pass runs
+        others = [thread.decode([Prompt(0, [i], 9)]) for i in range(1, 8)]
+        started = [callers.submit(next, events) for events in others]
+        until(lambda: thread._submitted.qsize() == 7)
+        gate.open()
+        for i, (one, events) in enumerate(zip(started, others, strict=True), 1):
+            one.result(TIMEOUT)
+            *_, (_, _, end) = events
+            assert end is not None
+            assert end.ids == engine.generate_ids([i], 9)  # type: ignore[union-attr]
+        assert first.result(TIMEOUT).ids == engine.generate_ids([0], 9)
+    assert gate.sequences[:2] == [1, 8]
+
+
+def test_a_cancelled_caller_leaves_the_scheduler_and_the_others_go_on(
+    engine: Engine, gate: Gate
+) -> None:
+    thread = DecodingThread(engine)
+    gone = threading.Event()
+    with ThreadPoolExecutor(2) as callers:
+        leaves = callers.submit(decode, thread, [1], is_cancelled=gone.is_set)
+        stays = callers.submit(decode, thread, [2])
+        gate.wait()
+        gone.set()
+        gate.open()
+        with pytest.raises(Cancelled):
+            leaves.result(TIMEOUT)
+        assert stays.result(TIMEOUT).ids == engine.generate_ids([2], 9)
+    assert len(thread._scheduler) == 0
+
+
+@pytest.mark.parametrize("failure", [MemoryError("none left"), CheckpointError("changed")])
+def test_everybody_hears_of_a_pass_that_raises_and_the_next_request_works(
+    engine: Engine, gate: Gate, failure: Exception
+) -> None:
+    thread = DecodingThread(engine)
+    with ThreadPoolExecutor(2) as callers:
+        first = callers.submit(decode, thread, [1])
+        gate.wait()
+        second = callers.submit(decode, thread, [2])
+        until(thread._submitted.qsize)
+        gate.let(1)  # then both are in the next pass
+        gate.wait()
+        gate.fail = failure
+        gate.open()
+        assert [one.exception(TIMEOUT) for one in (first, second)] == [failure, failure]
+    assert decode(thread, [3]).ids == engine.generate_ids([3], 9)
+
+
+@pytest.fixture
+def url(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., http.client.HTTPConnection]]:
+    """Asks a local server of this process, which takes two requests at once."""
+    function = Function(Settings(model_dir=str(model_dir), max_waiting=2))
+    function.is_shared = True
+    monkeypatch.setattr(app, "function", function)
+    with server.Server(0) as local, ExitStack() as connections:
+        threading.Thread(target=local.serve_forever, daemon=True).start()
+
+        def ask(prompt: str, max_new_tokens: int = 9) -> http.client.HTTPConnection:
+            connection = http.client.HTTPConnection("127.0.0.1", local.server_port, timeout=TIMEOUT)
+            body = json.dumps({"prompt": prompt, "max_new_tokens": max_new_tokens})
+            connections.callback(connection.close)
+            connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
+            return connection
+
+        yield ask
+        local.shutdown()
+
+
+def test_one_request_too_many_is_told_when_to_try_again(url: Any, gate: Gate) -> None:
+    waiting = [url("a")]
+    gate.wait()
+    waiting.append(url("b"))
+    until(lambda: app.function._under_way == 2)
+    refused = url("c").getresponse()
+    assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
+    error = json.loads(refused.read())["error"]
+    assert error["type"] == "TooManyRequests"
+    assert "2" in error["message"]
+    gate.open()
+    assert [connection.getresponse().status for connection in waiting] == [200, 200]
+    assert url("c").getresponse().status == 200
+
+
+def test_the_sequence_of_a_client_that_goes_away_leaves_the_scheduler(
+    url: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled = threading.Event()
+    cancel = scheduler.Scheduler.cancel
+
+    def watched(self: Any, key: Any) -> Any:
+        done = cancel(self, key)
+        cancelled.set()
+        return done
+
+    monkeypatch.setattr(scheduler.Scheduler, "cancel", watched)
+    leaves = url("a", 60)
+    gate.wait()
+    leaves.sock.shutdown(socket.SHUT_RDWR)
+    leaves.close()
+    gate.open()
+    assert cancelled.wait(TIMEOUT)
+    assert url("b").getresponse().status == 200
+    assert app.function._decoding is not None
+    assert len(app.function._decoding._scheduler) == 0
+
+
+def test_eight_requests_at_once_get_the_texts_that_each_gets_alone(
+    url: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.function, "settings", app.function.settings._replace(max_waiting=8))
+    prompts = [f"{i} tales" for i in range(8)]
+    with ThreadPoolExecutor(8) as clients:
+        replies = list(clients.map(lambda prompt: url(prompt, 30).getresponse().read(), prompts))
+    texts = [json.loads(reply)["generated_text"] for reply in replies]
+    assert texts == [engine.generate(prompt, 30).text for prompt in prompts]
+
+
+def test_requests_of_a_batch_end_with_results_errors_or_unfinished(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, 1.0)
+    monkeypatch.setattr(generation, "monotonic", lambda: clock.now)
+    requests = [("short", request("a", 3)), ("long", request("b", 30)), ("bad", request("c" * 99))]
+    done = dict(complete_all(engine, Settings(), requests, clock.now + 10.5))
+    assert isinstance(done["bad"], PromptTooLong)
+    assert isinstance(done["long"], Unfinished)
+    (completion,) = done["short"]  # type: ignore[misc]
+    assert completion.text == engine.generate("a", 3).text
+
+
+def test_a_request_that_would_not_end_in_time_is_not_begun(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, 1.0)
+    monkeypatch.setattr(generation, "monotonic", lambda: clock.now)
+    batch = RequestBatch(engine, Settings(), clock.now + 20)
+    assert batch.add("first", request("a", 5))
+    while batch.pending:
+        batch.step()
+    assert not batch.add("too long", request("b", 30))
+    assert batch.add("short enough", request("b", 10))
+
+
+def test_one_slow_prompt_does_not_end_a_batch(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, 0.1)
+    clock.durations = [1.0, 1.0, 60.0]
+    monkeypatch.setattr(generation, "monotonic", lambda: clock.now)
+    requests = [(i, request(f"{i}", 1 + i % 9)) for i in range(300)]
+    done = dict(complete_all(engine, Settings(), requests, clock.now + 120))
+    assert not any(isinstance(result, Exception) for result in done.values())
+    assert len(done) == 300
+
+
+def test_a_list_of_prompts_fails_as_one_and_its_other_prompts_leave(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = RequestBatch(engine, Settings(), None)
+    batch.add("list", Request(NATIVE, ("a", "b", "c"), True, max_new_tokens=30))
+    batch.add("other", request("d", 4))
+    real = scheduler.greedy
+
+    def nan_in_the_second(weights: Any, config: Any, x: Any) -> Any:
+        ids, is_nan = real(weights, config, x)
+        if len(is_nan) == 4:
+            is_nan[1] = True
+        return ids, is_nan
+
+    monkeypatch.setattr(scheduler, "greedy", nan_in_the_second)
+    finished = dict(batch.step())
+    assert isinstance(finished["list"], CheckpointError)
+    assert len(batch._scheduler) == 1
+    while batch.pending:
+        finished |= batch.step()
+    assert finished["other"][0].text == engine.generate("d", 4).text  # type: ignore[index]
+
+
+def test_in_a_batch_the_request_decides_what_is_drawn(engine: Engine) -> None:
+    asked = {"prompt": "abc", "temperature": 1.0, "max_new_tokens": 20}
+    requests = [parse_request(asked), parse_request(asked), parse_request(asked | {"prompt": "x"})]
+
+    def texts() -> list[str]:
+        done = dict(complete_all(engine, Settings(), enumerate(requests), None))
+        return [done[i][0].text for i in range(3)]  # type: ignore[index]
+
+    first = texts()
+    assert first == texts()
+    assert first[0] == first[1] != first[2]

@@ -1,0 +1,442 @@
+"""Replies as event streams: whole, through the local server, and framed for Lambda."""
+
+import http.client
+import json
+import queue
+import threading
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import time
+from typing import Any
+
+import pytest
+
+from gpt2core.errors import CheckpointError, GPT2Error
+from gpt2core.scheduler import Scheduler
+from handler.app import Function
+from handler.dialects.huggingface import HuggingFace
+from handler.dialects.request import Request
+from handler.errors import BadRequest, LimitExceeded, TooManyRequests
+from handler.items import parse_item
+from handler.runtime.answer import answer
+from handler.runtime.api import Invocation, RuntimeApi, Streamed
+from handler.server import Server
+from handler.settings import Settings
+from tests.conftest import DEMO
+from tests.support.events import Context, http_event, load_event, payload
+from tests.support.runtime_api_server import OURS, RuntimeApiServer, runtime
+from tests.support.until import until
+
+HANDLER = "handler.app.lambda_handler"
+FRAMES = "application/vnd.awslambda.http-integration-response"
+NATIVE = {"prompt": "Once upon a time", "max_new_tokens": 8}
+HUGGING_FACE = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 8}}
+
+
+@pytest.fixture(scope="module")
+def function() -> Function:
+    return Function(Settings(model_dir=str(DEMO)))
+
+
+def data(text: str) -> list[Any]:
+    """The data of a stream's events."""
+    *events, rest = text.split("\n\n")
+    assert rest == ""
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def streamed(function: Function, source: str = "api", **fields: Any) -> list[Any]:
+    reply = function.invoke(http_event(source=source, stream=True, **fields))
+    assert reply["headers"]["Content-Type"] == "text/event-stream; charset=utf-8"
+    return data(reply["body"])
+
+
+def test_a_native_stream_has_every_token_and_last_the_reply(function: Function) -> None:
+    *tokens, last = streamed(function, **NATIVE)
+    whole = payload(function.invoke(http_event(**NATIVE)))
+    assert [token.keys() for token in tokens] == 8 * [{"token"}]
+    assert all(type(token["token"]["id"]) is int for token in tokens)
+    assert "".join(token["token"]["text"] for token in tokens) == whole["generated_text"]
+    assert last.keys() == whole.keys()
+    assert {k: last[k] for k in ("generated_text", "finish_reason", "usage", "model")} == {
+        k: whole[k] for k in ("generated_text", "finish_reason", "usage", "model")
+    }
+    assert last["timings_ms"]["prefill"] > 0
+
+
+def test_characters_are_never_split(function: Function) -> None:
+    assert function._engine
+    lead, tail = function._engine.tokenizer.encode("é")
+    asked = {"prompt": "a", "max_new_tokens": 60, "temperature": 1.0, "seed": 7,
+             "frequency_penalty": 2.0,
+             "logit_bias": {str(lead): 100, str(tail): 100}}  # fmt: skip
+    *tokens, last = streamed(function, **asked)
+    assert "".join(token["token"]["text"] for token in tokens) == last["generated_text"]
+    assert {"é", "\ufffd"} <= set(last["generated_text"])  # and bytes that are no character
+    assert any(not token["token"]["text"] for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"max_new_tokens": 8}, "length"),
+        ({"max_new_tokens": 200}, "eos_token"),
+        ({"max_new_tokens": 200, "stop": ["a"]}, "stop_sequence"),
+    ],
+)
+def test_every_event_for_hugging_face_has_a_token_and_the_last_the_text(
+    function: Function, parameters: dict[str, Any], reason: str
+) -> None:
+    asked = {"inputs": "Once upon a time", "parameters": {**parameters, "details": True}}
+    events = streamed(function, **asked)
+    (whole,) = payload(function.invoke(http_event(**asked)))
+    assert all(event["token"].keys() == {"id", "text", "logprob", "special"} for event in events)
+    assert all(event["token"]["logprob"] < 0 for event in events)
+    assert [event["index"] for event in events] == list(range(1, len(events) + 1))
+    assert {event["generated_text"] for event in events[:-1]} <= {None}
+    last = events[-1]
+    assert last["generated_text"] == whole["generated_text"]
+    assert whole["generated_text"].endswith("".join(e["token"]["text"] for e in events))
+    assert last["details"]["finish_reason"] == whole["details"]["finish_reason"] == reason
+    assert last["token"]["special"] == (reason == "eos_token")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TooManyRequests(1), "overloaded"),
+        (LimitExceeded("too long"), "validation"),
+        (CheckpointError("broken"), "generation"),
+    ],
+)
+def test_errors_for_hugging_face_have_their_type(error: GPT2Error, kind: str) -> None:
+    flat = {"error": error.message, "error_type": kind}
+    assert HuggingFace().error_event(error) == HuggingFace().render_error(error)[1] == flat
+
+
+def test_a_direct_invoke_gets_its_stream_as_one_text(function: Function) -> None:
+    *tokens, last = data(function.invoke({**NATIVE, "stream": True}))
+    assert (len(tokens), last["finish_reason"]) == (8, "length")
+
+
+def test_what_breaks_in_a_stream_that_comes_whole_is_a_reply_with_its_status(
+    function: Function, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks_at(monkeypatch, 3)
+    reply = function.invoke(http_event(source="api", stream=True, **NATIVE))
+    assert (reply["statusCode"], payload(reply)["error"]["type"]) == (503, "CheckpointError")
+
+
+def breaks_at(monkeypatch: pytest.MonkeyPatch, number: int, error: Exception | None = None) -> None:
+    """The pass `number` of those that follow breaks."""
+    step, count = Scheduler.step, iter(range(1, 1000))
+
+    def broken(self: Scheduler) -> Any:
+        if next(count) == number:
+            raise error or CheckpointError("the logits are not finite")
+        return step(self)
+
+    monkeypatch.setattr(Scheduler, "step", broken)
+
+
+class Gate:
+    """Lets a scheduler's passes begin one by one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._open: queue.Queue[None] = queue.Queue()
+        self.passes = 0
+        step = Scheduler.step
+
+        def gated(scheduler: Scheduler) -> Any:
+            self._open.get(timeout=30)
+            self.passes += 1
+            return step(scheduler)
+
+        monkeypatch.setattr(Scheduler, "step", gated)
+
+    def let(self, passes: int) -> None:
+        for _ in range(passes):
+            self._open.put(None)
+
+
+@pytest.fixture
+def gate(function: Function, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    function.invoke({"prompt": "a", "max_new_tokens": 1})  # open
+    return Gate(monkeypatch)
+
+
+@contextmanager
+def serving(handler: Callable[[Any, Any], Any]) -> Iterator[int]:
+    with Server(0, handler=handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def open_stream(
+    port: int, fields: dict[str, Any], path: str = "/generate"
+) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", path, json.dumps({**fields, "stream": True}))
+    return connection, connection.getresponse()
+
+
+def event_of(response: http.client.HTTPResponse) -> Any:
+    """The next event, from its first line to the empty one."""
+    line = response.readline().decode().removeprefix("data: ")
+    assert response.readline() == b"\n"
+    return json.loads(line) if line != "[DONE]\n" else "[DONE]"
+
+
+@pytest.fixture
+def shared(function: Function, gate: Gate) -> Iterator[Function]:
+    function.is_shared, function._decoding = True, None
+    yield function
+    function.is_shared, function._decoding = False, None
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "events"),
+    [
+        ("/generate", NATIVE, 9),
+        ("/generate", HUGGING_FACE, 8),
+        ("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 8}, 9),
+    ],
+)
+def test_an_event_leaves_before_the_next_token_is_computed(
+    shared: Function, gate: Gate, path: str, fields: dict[str, Any], events: int
+) -> None:
+    with serving(shared.invoke) as port:
+        gate.let(1)
+        connection, response = open_stream(port, fields, path)
+        assert response.getheader("Transfer-Encoding") == "chunked"
+        timing = response.getheader("Server-Timing") or ""
+        assert "prefill;dur=0," not in timing
+        assert "decode;dur=0," in timing
+        event_of(response)
+        for _ in range(7):  # each pass is let only when the token before it has been read
+            gate.let(1)
+            event_of(response)
+        for _ in range(events - 8):
+            event_of(response)
+        assert response.read() == b""
+        connection.close()
+
+
+def test_a_client_that_goes_away_stops_its_sequence(shared: Function, gate: Gate) -> None:
+    with serving(shared.invoke) as port:
+        gate.let(1)
+        connection, response = open_stream(port, {**NATIVE, "max_new_tokens": 100})
+        event_of(response)
+        response.close()
+        connection.close()
+        gate.let(3)  # of a hundred
+        until(lambda: shared._under_way == 0)
+        assert gate.passes <= 4
+
+
+def test_an_error_in_the_middle_is_an_event(
+    function: Function, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function.invoke({"prompt": "a", "max_new_tokens": 1})
+    capsys.readouterr()
+    for fields, path, error in (
+        (NATIVE, "/generate", {"error": {"type": "CheckpointError", "param": None}}),
+        (HUGGING_FACE, "/generate", {"error_type": "generation"}),
+        ({"prompt": "Once"}, "/v1/completions", {"error": {"type": "server_error"}}),
+    ):
+        with serving(function.invoke) as port, monkeypatch.context() as patch:
+            breaks_at(patch, 3)
+            connection, response = open_stream(port, fields, path)
+            assert response.status == 200
+            event_of(response)
+            event_of(response)
+            last = event_of(response)
+            assert response.read() == b""
+            connection.close()
+        assert last["error"]
+        if "error_type" in error:
+            assert last == {"error": last["error"], "error_type": "generation"}
+        else:
+            assert error["error"].items() <= last["error"].items()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line[0] == "{"]
+    assert [line["Errors"] for line in lines if "Errors" in line] == [1, 1, 1]
+
+
+def test_a_client_of_http_1_0_gets_no_chunks(function: Function) -> None:
+    with serving(function.invoke) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection._http_vsn, connection._http_vsn_str = 10, "HTTP/1.0"  # type: ignore[attr-defined]
+        connection.request("POST", "/generate", json.dumps({**NATIVE, "stream": True}))
+        response = connection.getresponse()
+        assert response.getheader("Transfer-Encoding") is None
+        assert len(data(response.read().decode())) == 9
+        connection.close()
+
+
+@pytest.fixture
+def lambda_api() -> Iterator[RuntimeApiServer]:
+    with RuntimeApiServer() as server:
+        yield server
+
+
+def parts(body: bytes) -> tuple[dict[str, Any], str]:
+    """Prelude and body of a framed reply."""
+    prelude, _, rest = body.partition(bytes(8))
+    return json.loads(prelude), rest.decode()
+
+
+@pytest.mark.parametrize(
+    ("doors", "source", "framed"),
+    [
+        ("url", "url", True),
+        ("rest", "rest", True),
+        ("url,rest", "rest", True),
+        ("url", "rest", False),
+        ("rest", "url", False),
+        ("url,rest", "api", False),
+        ("url,rest", "alb", False),
+        ("off", "url", False),
+    ],
+)
+def test_only_the_doors_of_the_setting_stream(
+    function: Function, doors: str, source: str, framed: bool
+) -> None:
+    context: Any = Context()
+    context.accepts_streams = True
+    settings = Settings.from_environ({"GPT2_STREAM": doors, "GPT2_MODEL_DIR": str(DEMO)})
+    reply = Function(settings).invoke(http_event(source=source, stream=True, **NATIVE), context)
+    assert isinstance(reply, Streamed) == framed
+    assert function.invoke(http_event(source=source, **NATIVE))["statusCode"] == 200
+
+
+def test_a_stream_through_the_runtime_is_byte_for_byte_as_lambda_wants_it(
+    lambda_api: RuntimeApiServer,
+) -> None:
+    event = http_event(source="url", stream=True, **NATIVE)
+    with runtime(lambda_api, OURS, HANDLER, GPT2_STREAM="url,rest", GPT2_MODEL_DIR=str(DEMO)):
+        first = lambda_api.ask(json.dumps(event).encode())
+        health = lambda_api.ask(json.dumps(load_event("url-health")).encode())
+        rest = lambda_api.ask(json.dumps(load_event("rest-generate")).encode())
+        bad = lambda_api.ask(json.dumps(http_event("{")).encode())
+        api = lambda_api.ask(json.dumps(load_event("api-generate")).encode())
+    assert first.headers["content-type"] == FRAMES
+    assert first.headers["lambda-runtime-function-response-mode"] == "streaming"
+    assert first.headers["transfer-encoding"] == "chunked"
+    assert (
+        first.headers["trailer"]
+        == "Lambda-Runtime-Function-Error-Type, Lambda-Runtime-Function-Error-Body"
+    )
+    prelude, body = parts(first.body)
+    assert prelude.keys() == {"statusCode", "headers", "cookies"}
+    assert (prelude["statusCode"], prelude["cookies"]) == (200, [])
+    assert first.body == json.dumps(prelude).encode() + bytes(8) + body.encode()
+    assert len(data(body)) == 9
+    assert first.trailers == {}
+    for plain, status in ((health, 200), (rest, 200), (bad, 400)):
+        prelude, body = parts(plain.body)
+        assert plain.headers["content-type"] == FRAMES
+        assert (prelude["statusCode"], prelude["headers"]["Content-Type"]) == (
+            status,
+            "application/json",
+        )
+        json.loads(body)
+    assert api.headers["content-type"] == "application/json"
+    assert json.loads(api.body)["statusCode"] == 200
+
+
+def framed(function: Function, fields: dict[str, Any]) -> Iterator[bytes]:
+    context: Any = Context()
+    context.accepts_streams = True
+    reply = function.invoke(http_event(source="url", stream=True, **fields), context)
+    assert isinstance(reply, Streamed)
+    return iter(reply.chunks)
+
+
+@pytest.fixture
+def framing() -> Function:
+    function = Function(Settings(model_dir=str(DEMO), stream=("url",)))
+    function.invoke({"prompt": "a", "max_new_tokens": 1})
+    return function
+
+
+def test_a_frame_is_there_before_the_next_token_is_computed(
+    framing: Function, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    gate.let(1)
+    chunks = framed(framing, NATIVE)
+    assert next(chunks).endswith(bytes(8))
+    assert data(next(chunks).decode())[0].keys() == {"token"}
+    gate.let(7)
+    assert len(list(chunks)) == 8
+
+
+def test_a_framed_stream_that_is_closed_is_over(
+    framing: Function, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    chunks: Any = framed(framing, NATIVE)
+    next(chunks)
+    assert (framing._under_way, capsys.readouterr().err) == (1, "")
+    chunks.close()
+    chunks.close()
+    assert framing._under_way == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (json.loads(line)["Requests"], json.loads(line)["Errors"]) == (1, 0)
+
+
+def test_the_error_trailers_follow_what_breaks_in_the_middle(
+    framing: Function, lambda_api: RuntimeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks_at(monkeypatch, 3)
+    body = json.dumps(http_event(source="url", stream=True, **NATIVE)).encode()
+    deadline = {"lambda-runtime-deadline-ms": str(int(1000 * (time() + 60)))}
+    api = RuntimeApi(lambda_api.address)
+    answer(api, Invocation("1", body, deadline), framing.invoke)
+    api._disconnect()
+    sent = lambda_api.answers.get(timeout=30)
+    *tokens, error = data(parts(sent.body)[1])
+    assert len(tokens) == 2
+    assert error["error"]["type"] == "CheckpointError"
+    assert sent.trailers["Lambda-Runtime-Function-Error-Type"] == "CheckpointError"
+    told = json.loads(b64decode(sent.trailers["Lambda-Runtime-Function-Error-Body"]))
+    assert told["errorType"] == "CheckpointError"
+
+
+def test_what_is_unexpected_is_told_without_its_text(
+    framing: Function, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    breaks_at(monkeypatch, 2, RuntimeError("a prompt"))
+    *_, last = take(framed(framing, NATIVE), 3)
+    assert data(last.decode())[0]["error"]["type"] == "InternalError"
+    assert "a prompt" not in last.decode() + capsys.readouterr().err
+
+
+def take(chunks: Iterator[bytes], count: int) -> list[bytes]:
+    return [next(chunks) for _ in range(count)]
+
+
+def test_what_breaks_in_a_framed_stream_is_an_event_and_then_raised(
+    framing: Function, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks_at(monkeypatch, 2)
+    chunks = framed(framing, NATIVE)
+    _, token, error = (chunk.decode() for chunk in take(chunks, 3))
+    assert (data(token)[0].keys(), data(error)[0].keys()) == ({"token"}, {"error"})
+    with pytest.raises(CheckpointError):  # which becomes the trailer
+        next(chunks)
+    assert framing._under_way == 0
+
+
+@pytest.mark.parametrize("fields", [{"prompt": "x"}, {"inputs": "x"}])
+def test_results_of_batches_are_not_streamed(fields: dict[str, Any]) -> None:
+    refused = parse_item({**fields, "stream": True}).work
+    assert isinstance(refused, BadRequest)
+    assert refused.param == "stream"
+    assert isinstance(parse_item({**fields, "stream": False}).work, Request)

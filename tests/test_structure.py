@@ -1,0 +1,109 @@
+"""The house: what may import what, and where new parts go."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from handler import sources
+from handler.dialects import dialects
+from tests.conftest import ROOT
+
+PACKAGES = ("gpt2core", "handler")
+
+
+def files() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def imports_of(path: Path) -> set[str]:
+    """The files that this one imports, also within functions; those for types alone left out."""
+    names = {name_of(p) for p in files()}
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in names else node.module)
+        waiting += [child for child in ast.iter_child_nodes(node) if not is_for_types(child)]
+    return (found & names) - {name_of(path)}
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """A way through the graph that ends where it begins; [] if there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if found := visit(other, [*way, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in graph if (found := visit(name, []))), [])
+
+
+def test_imports_form_no_circle() -> None:
+    assert circle_in({name_of(path): imports_of(path) for path in files()}) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+@pytest.mark.parametrize(
+    ("part", "never"),
+    [
+        ("gpt2core", ("handler",)),
+        (
+            "handler.dialects",
+            ("handler.sources", "handler.app", "handler.runtime", "handler.batch"),
+        ),
+        (
+            "handler.sources",
+            ("handler.app", "handler.runtime", "handler.generation", "handler.batch"),
+        ),
+        ("handler.generation", ("handler.sources", "handler.app", "handler.dialects.native")),
+        ("handler.runtime.loop", ("handler.app", "handler.server", "handler.sources")),
+    ],
+)
+def test_what_a_part_may_not_know(part: str, never: tuple[str, ...]) -> None:
+    for path in files():
+        if f"{name_of(path)}.".startswith(f"{part}."):
+            for other in imports_of(path):
+                assert not f"{other}.".startswith(tuple(f"{n}." for n in never)), (path, other)
+
+
+def test_no_test_file_is_imported_by_another() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module if isinstance(node, ast.ImportFrom) else ""
+            assert ".test_" not in f"{module}", (path, module)
+
+
+def test_every_file_of_a_source_or_dialect_has_its_line() -> None:
+    folder = ROOT / "handler" / "sources"
+    shared = {"__init__", "source", "body", "direct"}  # direct is asked last, without a key
+    assert {p.stem for p in folder.glob("*.py")} - shared == {m for _, m in sources._MODULES}
+    named = {type(dialect).__module__.rpartition(".")[2] for dialect in dialects()}
+    assert {p.stem for p in (ROOT / "handler" / "dialects").glob("*.py")} == named | {
+        "__init__",
+        "request",
+    }
