@@ -116,6 +116,8 @@ def _invoke(path: str, text_only: bool) -> int:
     reply = lambda_handler(event)
     payload = _payload(reply)
     error = payload.get("error") if isinstance(payload, dict) else None
+    if isinstance(error, str):  # as in Hugging Face's servers
+        error = {"type": payload["error_type"], "message": error}
     if error:
         print(f"error: {error['type']}: {error['message']}", file=sys.stderr)
     if text_only:

@@ -112,6 +112,12 @@ def test_a_failed_invoke_exits_with_1_and_says_why_first(event: str, words: str)
     assert result.stderr.startswith(words)
 
 
+def test_a_failed_invoke_in_the_hugging_face_format_says_why() -> None:
+    result = run("handler", "invoke", "-", stdin='{"inputs": 5}')
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: validation: inputs is 5, not a string")
+
+
 @pytest.mark.parametrize("command", [("invoke", "events/api-health.json"), ("serve",)])
 def test_a_model_that_is_not_there_is_one_line_and_never_the_demo(command: tuple[str, ...]) -> None:
     result = run("handler", *command, "--model", "/nowhere", GPT2_MODEL_URI="demo")
