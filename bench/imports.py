@@ -4,7 +4,7 @@
 
 Each process answers one event from the demo model under `-X importtime`, which itself slows
 imports somewhat. A module's milliseconds are its own and those of everything it is the first to
-import.
+import. Writes bench/results/imports.json.
 """
 
 import argparse
@@ -14,7 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from bench.measure import ROOT, environment, keep, machine
+
 SHOWN = (
     "site",
     "handler.app",
@@ -43,15 +45,18 @@ def main() -> None:
             text=True,
             check=True,
             cwd=ROOT,
+            env=environment(),
         )
         for line in done.stderr.splitlines():
             match = LINE.match(line)
             if match and match[3] in times:
                 times[match[3]].append(int(match[2]) / 1000)
-    for name, values in times.items():
-        print(
-            f"{name:<16}{statistics.median(values[1:]):>7.1f} ms" if values else f"{name:<16}  none"
-        )
+    medians = {
+        name: round(statistics.median(values[1:]), 1) for name, values in times.items() if values
+    }
+    for name in SHOWN:
+        print(f"{name:<16}{medians[name]:>7.1f} ms" if name in medians else f"{name:<16}  none")
+    keep("imports", {"machine": machine(), "median_ms": medians})
 
 
 if __name__ == "__main__":

@@ -144,6 +144,18 @@ def environment() -> dict[str, str]:
     return {**own, "PYTHONPATH": str(ROOT)}
 
 
+def machine() -> dict[str, Any]:
+    """The processor and how many of its CPUs this process may use."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    about = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    flags = about.get("flags", "").split()  # x86 only
+    return {
+        "processor": about.get("model name", ""),
+        "instructions": [name for name in ("avx2", "avx512f", "amx_tile") if name in flags],
+        "cpus": len(os.sched_getaffinity(0)),
+    }
+
+
 def keep(name: str, report: Mapping[str, Any]) -> None:
     """Write `bench/results/NAME.json`; what was measured before and is not in `report` stays."""
     RESULTS.mkdir(exist_ok=True)

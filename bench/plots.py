@@ -1,6 +1,6 @@
-"""Pictures of bench/results for the README: docs/cold_start.svg, start_up.svg and warm.svg.
+"""Plots of bench/results for README and docs: docs/cold_start.svg, start_up.svg and warm.svg.
 
-Their ground is transparent, and their text light where the reader's page is dark.
+Their background is transparent, and their text is light where the reader's page is dark.
 
 make bench      or      python bench/plots.py
 """
@@ -54,7 +54,7 @@ ONCE_WARM = {
     "a token, ms": ("token", "token=30"),
     "a prompt of 64 tokens, ms": ("prompts", "prompt=64"),
     "a prompt of 512 tokens, ms": ("prompts", "prompt=512"),
-    "32 prompts together, tokens a second": ("together", "together=32"),
+    "32 prompts together, tokens/s": ("together", "together=32"),
 }
 
 
@@ -72,14 +72,14 @@ def main() -> None:
         docs / "cold_start.svg",
     )
     waterfall({name: row["laps_ms"] for name, row in cold["warm"].items()}, docs / "start_up.svg")
-    panels = {
-        title: _medians(_results(name)[word], WARM)
+    panels = {  # three digits, without exponents
+        title: {n: float(f"{v:.3g}") for n, v in _medians(_results(name)[word], WARM).items()}
         for title, (name, word) in ONCE_WARM.items()
         if word in _results(name)
     }
     if panels:
         title = "Once everything is warm: GPT-2 124M, two cores"
-        bars(panels, title, "{:.4g}", docs / "warm.svg")
+        bars(panels, title, "{:g}", docs / "warm.svg", columns=2)
 
 
 def _results(name: str) -> dict[str, Any]:
@@ -96,14 +96,17 @@ def _medians(rows: dict[str, Any], names: tuple[str, ...], per: float = 1) -> di
     }
 
 
-def bars(panels: dict[str, dict[str, float]], title: str, form: str, path: Path) -> None:
-    """A panel of bars for each title; ours stand out."""
-    height = [len(values) for values in panels.values()]
+def bars(
+    panels: dict[str, dict[str, float]], title: str, form: str, path: Path, columns: int = 1
+) -> None:
+    """A panel of bars for each title, `columns` beside each other; ours stand out."""
+    rows = [list(panels.items())[i : i + columns] for i in range(0, len(panels), columns)]
+    height = [max(len(values) for _, values in row) for row in rows]
     figure, axes = plt.subplots(
-        len(panels), 1, figsize=(8, 0.3 * sum(height) + 0.8 * len(panels)),
+        len(rows), columns, figsize=(8, 0.3 * sum(height) + 0.8 * len(rows)),
         gridspec_kw={"height_ratios": height}, squeeze=False,
     )  # fmt: skip
-    for axis, (name, values) in zip(axes[:, 0], panels.items(), strict=True):
+    for axis, (name, values) in zip(axes.flat, panels.items(), strict=True):
         names = list(reversed(values))
         colors = [HIGHLIGHT if n.startswith("ours") else PLAIN for n in names]
         axis.barh(names, [values[n] for n in names], color=colors, height=0.72)
@@ -112,7 +115,7 @@ def bars(panels: dict[str, dict[str, float]], title: str, form: str, path: Path)
         axis.set_title(name, loc="left", fontsize=11)
         axis.tick_params(left=False, bottom=False, labelbottom=False)
         axis.spines.bottom.set_visible(False)
-        axis.set_xlim(0, 1.12 * max(values.values()))
+        axis.set_xlim(0, (1 + 0.12 * columns) * max(values.values()))
     figure.suptitle(title, x=0.02, ha="left")
     _save(figure, path)
 

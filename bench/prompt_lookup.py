@@ -4,7 +4,8 @@
 
 Weights of the 124M shape are random here, and what they generate repeats itself more than text
 does. So two things are measured apart: the tokens that a pass gives, on the demo model; and what a
-pass of four rows costs, on the 124M shape in int8, in turn with one row.
+pass of four rows costs, on the 124M shape in int8, in turn with one row. Writes
+bench/results/prompt_lookup.json.
 """
 
 import argparse
@@ -13,9 +14,11 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench.measure import MODELS, ROOT
+from bench.contestants import INT8, contestants
+from bench.measure import ROOT, keep, machine
 from gpt2core import Engine
 from gpt2core.generation import Generation, Prompt
 from gpt2core.pack import pack
@@ -83,8 +86,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     rounds = parser.parse_args().rounds
-    cost = cost_of_guesses(Engine.open(MODELS / "gpt2-packed-3-int8", kernels="native"), rounds)
+    packed = contestants(INT8)[INT8].folder
+    cost = cost_of_guesses(Engine.open(packed, kernels="native"), rounds)
     print(f"124M int8: a pass of {1 + MAX_GUESSES} rows takes {cost:.2f} times one of one row")
+    report: dict[str, Any] = {"machine": machine(), "cost_of_guesses": round(cost, 3)}
     with TemporaryDirectory() as folder:
         demo = Path(folder) / "demo"
         pack(ROOT / "models" / "demo", demo, "int8")
@@ -95,11 +100,22 @@ def main() -> None:
                 made, n, n_guessing = passes(engine, text, tokens)
                 gains.append(made / n)
                 speeds.append(made / (n + n_guessing * (cost - 1)))
+            report[f"tokens={tokens}"] = {
+                "tokens_per_pass": _spread(gains),
+                "times_as_fast": _spread(speeds),
+            }
             print(
                 f"{tokens} tokens: {median(gains):.2f} tokens a pass"
                 f" ({min(gains):.2f}-{max(gains):.2f}),"
                 f" {median(speeds):.2f} times as fast ({min(speeds):.2f}-{max(speeds):.2f})"
             )
+    keep("prompt_lookup", report)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    """Median, least and most."""
+    measured = {"median": median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 3) for name, value in measured.items()}
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ They are imported where they are used: only `make test-clients` has them.
 """
 
 import json
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from typing import Any
 import pytest
 
 from gpt2core import Engine
-from tests.conftest import DEMO
+from tests.conftest import DEMO, ROOT
+from tests.support.docs import code_blocks
 from tests.support.serve import KEY
 
 pytestmark = [
@@ -52,6 +55,22 @@ def test_openai_completes(client: Any, expected: str) -> None:
     assert (done.choices[0].text, done.choices[0].finish_reason) == (expected, "length")
     assert (done.usage.prompt_tokens, done.usage.total_tokens) == (5, 17)
     assert done._request_id
+
+
+@pytest.mark.parametrize(
+    ("page", "begin"),
+    [("README.md", "from openai import"), ("docs/api.md", "python -c 'from huggingface_hub")],
+)
+def test_a_snippet_of_the_docs_prints_a_text(page: str, begin: str, address: str) -> None:
+    (snippet,) = (block for block in code_blocks(ROOT / page) if block.startswith(begin))
+    code = snippet
+    if snippet.startswith("python -c"):
+        code = shlex.split(snippet.replace("\\\n", " "))[2]
+    code = code.replace("http://127.0.0.1:8080", address)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip()
 
 
 def test_openai_takes_every_field(client: Any) -> None:

@@ -1,0 +1,308 @@
+"""The figures of README and docs are those of bench/results, or follow from the code."""
+
+import json
+import re
+from math import prod
+from typing import Any
+
+import pytest
+
+from bench.random_model import CONFIG, SIZES
+from gpt2core.config import GPT2Config
+from gpt2core.files.checkpoint import expected_shapes
+from gpt2core.files.packed import is_matrix, scale_shape
+from tests.conftest import ROOT
+from tests.support.docs import agrees, numbers, page, sentence_with, table
+
+RESULTS = ROOT / "bench" / "results"
+PERFORMANCE = "docs/performance.md"
+CONTESTANTS = {
+    "ours, int8": "ours int8",
+    "ours, bf16": "ours bf16",
+    "ours, f32": "ours f32",
+    "ours, not packed": "ours published",
+    "llama.cpp, Q8_0": "llama.cpp Q8_0",
+    "llama.cpp, bf16": "llama.cpp bf16",
+    "llama.cpp, f32": "llama.cpp f32",
+    "ONNX Runtime, f32": "ONNX Runtime f32",
+    "CTranslate2, int8": "CTranslate2 int8",
+    "CTranslate2, f32": "CTranslate2 f32",
+    "transformers + torch, f32": "transformers",
+    "transformers, f32": "transformers",
+    '`python -c "import numpy"`': "import numpy",
+    "`python -c pass`": "bare interpreter",
+    "`dd` of the f32 file": "dd of the packed f32",
+}
+
+
+def result(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def contestant(name: str) -> str:
+    return CONTESTANTS[name.partition(" (")[0]]
+
+
+def assert_spread(cell: str, measured: dict[str, Any]) -> None:
+    """`median (min-max)` in milliseconds."""
+    expected = [round(measured[key]) for key in ("median_ms", "min_ms", "max_ms")]
+    assert numbers(cell.replace("-", " ")) == expected
+
+
+def test_every_result_file_is_behind_a_figure() -> None:
+    named = set(re.findall(r'result\("(\w+)"\)', (ROOT / __file__).read_text()))
+    assert {path.stem for path in RESULTS.glob("*.json")} == named
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [("README.md", "| median ms (min-max)"), (PERFORMANCE, "page cache warm |")],
+)
+def test_cold_starts(name: str, header: str) -> None:
+    measured = result("cold_start")["warm"]
+    rows = table(name, header)
+    assert len(rows) >= 6
+    for row, (spread, *ratios) in rows.items():
+        found = measured[contestant(row)]
+        assert_spread(spread, found)
+        for figure, reference in zip(ratios, ("ours int8", "ours f32"), strict=False):
+            assert agrees(figure, found["times_of"][reference]), (row, figure)
+
+
+def test_cold_starts_without_the_page_cache() -> None:
+    measured = result("cold_start")["evicted"]
+    rows = table(PERFORMANCE, "model files not in the page cache")
+    assert {contestant(row) for row in rows} == set(measured)
+    for row, (spread,) in rows.items():
+        assert_spread(spread, measured[contestant(row)])
+
+
+def test_float32_contestants_give_the_same_text() -> None:
+    measured = result("cold_start")
+    assert {name for name in measured["warm"] if name.endswith("f32")} <= set(measured["same_text"])
+
+
+def test_the_phases_of_a_cold_start() -> None:
+    found = result("cold_start")["warm"]["ours int8"]
+    laps = found["laps_ms"]
+    text = sentence_with(PERFORMANCE, "Of the 139 ms").partition("The first token")[0]
+    phases = re.search(
+        r"Of the (\d+) ms .*?, (\d+) are .*?, ([\d.]+) opening .*? (\d+) the ten", text
+    )
+    assert phases
+    expected = (
+        found["median_ms"],
+        laps["imports"],
+        laps["tokenizer"] - laps["imports"],
+        laps["tokens"] - laps["tokenizer"],
+    )
+    for figure, measured in zip(phases.groups(), expected, strict=True):
+        assert agrees(figure, measured), (figure, measured)
+
+
+def test_warm_tokens_prompts_and_prompts_together() -> None:
+    token, prompts, together = result("token"), result("prompts"), result("together")
+    columns = [
+        (token["token=30"], "median_ms"),
+        *((prompts[f"prompt={n}"], "median_ms") for n in (64, 512, 1000)),
+        *((together[f"together={n}"], "median_tokens_per_s") for n in (8, 32)),
+    ]
+    checked = 0
+    for row, cells in table(PERFORMANCE, "| a token |").items():
+        for cell, (measured, field) in zip(cells, columns, strict=True):
+            if cell:
+                found = measured[contestant(row)][field]
+                assert agrees(cell.removesuffix("/s"), found), (row, cell, found)
+                checked += 1
+    assert checked >= 50
+
+
+def test_the_gain_of_32_prompts_together() -> None:
+    measured = result("together")
+    text = sentence_with("README.md", "32 prompts at once give")
+    found = re.match(
+        r"32 prompts at once give ([\d.]+) times .+? in int8, and ([\d.]+) times", text
+    )
+    assert found
+    for figure, name in zip(found.groups(), ("ours int8", "ours f32"), strict=True):
+        alone, together = (measured[f"together={n}"][name]["median_tokens_per_s"] for n in (1, 32))
+        assert agrees(figure, together / alone), name
+
+
+def test_the_throughput_that_the_costs_of_batches_use() -> None:
+    measured = result("together")["together=32"]
+    text = sentence_with("docs/deploy.md", "32 prompts together give")
+    f32, int8 = re.findall(r"(\d+)(?: tokens per second)? in (?:f32|int8)", text)[:2]
+    assert agrees(f32, measured["ours f32"]["median_tokens_per_s"])
+    assert agrees(int8, measured["ours int8"]["median_tokens_per_s"])
+    at, replies = re.search(
+        r"At (\d+), a million replies of 20 tokens take ([\d,]+) s", text
+    ).groups()  # type: ignore[union-attr]
+    assert at == f32
+    assert abs(20e6 / float(f32) / float(replies.replace(",", "")) - 1) < 0.001
+
+
+def test_the_local_server() -> None:
+    rows = table(PERFORMANCE, "clients | 1")
+    for precision, clients in result("serve").items():
+        for figure, n in zip(rows[precision], ("1", "8", "16"), strict=True):
+            assert agrees(figure, clients[n]["tokens_per_s"]), (precision, n)
+            assert clients[n]["same_texts"] == "32 of 32"
+
+
+def test_requests_events_and_the_first_text_of_a_stream() -> None:
+    path, events = result("http_path"), result("events")
+    together = (
+        events["together"][f"20 tokens, {n}"]["eight at once"]["times_of"]["one at a time"]
+        for n in ("2 threads", "1 thread")
+    )
+    first = (events["first"][name]["median_ms"] for name in ("first text", "last byte"))
+    expected = [(path["http_p50_ms"], path["engine_p50_ms"]), together, first]
+    rows = table(PERFORMANCE, "part of a request |")
+    for (cell,), measured in zip(rows.values(), expected, strict=True):
+        figures = re.findall(r"[\d.]+", cell)
+        for figure, value in zip(figures, measured, strict=True):
+            assert agrees(figure, value), (cell, value)
+
+
+def test_kernels_against_the_machine() -> None:
+    measured = [result("kernels")[f"ours {p}"] for p in ("f32", "bf16", "int8")]
+    fields = [
+        lambda m: m["ms"]["token"],
+        lambda m: m["token_of_products"],
+        lambda m: m["token_of_read"],
+        lambda m: m["rows_of_one"]["4"],
+        lambda m: m["peak"]["16"],
+        lambda m: m["peak"]["512"],
+        lambda m: m["attention_of_read"],
+    ]
+    rows = table(PERFORMANCE, "| f32 | bf16 | int8")
+    for (row, cells), field in zip(rows.items(), fields, strict=True):
+        for cell, found in zip(cells, measured, strict=True):
+            assert agrees(cell, field(found)), (row, cell, field(found))
+
+
+def test_a_token_in_the_costs_of_memory() -> None:
+    text = sentence_with("docs/deploy.md", "a token takes")
+    f32, int8 = re.findall(r"([\d.]+) ms in (?:f32|int8)", text)[:2]
+    assert agrees(f32, result("kernels")["ours f32"]["ms"]["token"])
+    assert agrees(int8, result("kernels")["ours int8"]["ms"]["token"])
+
+
+def test_larger_shapes() -> None:
+    measured = result("sizes")["355M"]
+    for row, (cold, token) in table(PERFORMANCE, "355M parameters").items():
+        assert agrees(cold, measured["cold_start"][contestant(row)]["median_ms"])
+        assert agrees(token, measured["token"][contestant(row)]["median_ms"])
+
+
+def test_downloads() -> None:
+    measured = result("download")
+    rows = table(PERFORMANCE, "download |")
+    for name, key in (("`python -m handler fetch`", "ours, fetch"), ("`aws s3 cp`", "aws s3 cp")):
+        spread, ratio = rows[name]
+        assert_spread(spread, measured[key])
+        assert agrees(ratio, measured[key]["times_of_aws_s3_cp"])
+
+
+def test_the_runtimes_first_reply() -> None:
+    measured = result("runtime")
+    text = sentence_with(PERFORMANCE, "the first reply of the demo model takes")
+    first, ahead = text.partition(" ahead in the median")[0].split("), and is ")
+    ours, other = first.split(" instead of ")
+    assert_spread(ours.partition("takes ")[2].replace("ms", ""), measured["ours"])
+    assert_spread(f"{other})", measured["awslambdaric"])
+    assert agrees(ahead.removesuffix(" ms"), measured["ahead_ms"])
+
+
+def test_the_image() -> None:
+    measured = result("container")
+    size, peer = (measured["own_mb"][f"gpt2-lambda-bench{x}"] for x in ("", "-transformers"))
+    text = sentence_with("docs/image.md", "Compressed (gzip 6")
+    found = re.search(
+        r"\*\*([\d.]+) MB\*\*, and ([\d.]+) MB for the demo .*?\*\*([\d.]+) MB\*\*, ([\d.]+) times",
+        text,
+    )
+    assert found
+    own, demo, theirs, times = found.groups()
+    assert (float(own), float(theirs)) == (size, peer)
+    assert agrees(times, peer / size)
+    base, total, without = (
+        float(re.search(pattern, text)[1])  # type: ignore[index]
+        for pattern in (r"adds ([\d.]+) MB", r": ([\d.]+) MB in all", r"or ([\d.]+) MB without")
+    )
+    assert round(base + size, 1) == without
+    assert round(base + size + float(demo), 1) == total
+    shown = sum(float(cells[2]) for cells in table("docs/image.md", "part | files").values())
+    assert abs(shown - size - float(demo)) < 1  # packages are compressed apart from each other
+
+
+def test_the_first_reply_of_the_image() -> None:
+    measured = result("container")["first_reply"]
+    rows = list(table("docs/image.md", "| ours | transformers + torch").values())
+    for (ours, theirs, ratio), model in zip(rows, ("demo", "124M"), strict=False):
+        assert_spread(ours, measured[model][f"ours, {model}"])
+        found = measured[model][f"transformers, {model}"]
+        assert_spread(theirs, found)
+        assert agrees(ratio, found["times_of"][f"ours, {model}"])
+    assert_spread(rows[2][0], measured["demo"]["docker run true"])
+
+
+def test_the_images_memory() -> None:
+    measured = result("container")["memory"]
+    limits = re.search(r"^\| MB \|(.+)\|$", page("docs/image.md"), re.MULTILINE)
+    assert limits
+    columns = [x.strip() for x in limits[1].split("|")]
+    for precision, cells in table("docs/image.md", "MB | 2048").items():
+        assert [float(cell) for cell in cells] == [measured[precision][x] for x in columns]
+
+
+def _weights_mb(precision: str) -> float:
+    """Megabytes of the 124M shape's weights; `published` has a causal mask in each block."""
+    config = GPT2Config.from_dict(CONFIG | SIZES["124M"])
+    size = 4 * config.n_layer * config.n_positions**2 if precision == "published" else 0
+    for name, shape in expected_shapes(config).items():
+        if precision in ("published", "f32") or not is_matrix(name):
+            size += 4 * prod(shape)
+        elif precision == "bf16":
+            size += 2 * prod(shape)
+        else:
+            size += prod(shape) + 4 * prod(scale_shape(shape))
+    return size / 1e6
+
+
+def test_the_sizes_of_packed_models_follow_from_the_shape() -> None:
+    for row, (figure, _) in table("docs/models.md", "| weights of 124M").items():
+        precision = re.sub(r"[`,].*| \(.*", "", row.lstrip("`"))
+        assert agrees(figure, _weights_mb(precision)), row
+    text = sentence_with("README.md", "124M parameters take")
+    for figure, precision in zip(numbers(text)[1:4], ("f32", "bf16", "int8"), strict=True):
+        assert agrees(str(int(figure)), _weights_mb(precision))
+    f32, int8 = re.search(
+        r"124M parameters: (\d+) MB in f32, (\d+) in int8",
+        sentence_with("docs/deploy.md", "The table is for"),
+    ).groups()  # type: ignore[union-attr]
+    assert agrees(f32, _weights_mb("f32"))
+    assert agrees(int8, _weights_mb("int8"))
+
+
+# `20 x 0.040 s x 1.728 GB x 0.0000166667 $/GB-s = 0.0000230 $`
+_NUMBER = r"\d[\d,]*(?:\.\d+)?"
+_FACTOR = rf"{_NUMBER}(?: (?:s|GB|\$/GB-s))?"
+_PRODUCT = re.compile(rf"({_FACTOR}(?: x {_FACTOR})+) = ({_NUMBER}) \$")
+
+
+def test_the_costs_are_the_products_that_are_printed() -> None:
+    found = _PRODUCT.findall(page("docs/deploy.md"))
+    assert len(found) == page("docs/deploy.md").count(" $/GB-s = ")
+    for factors, cost in found:
+        assert agrees(cost, prod(numbers(part)[0] for part in factors.split(" x "))), factors
+
+
+@pytest.mark.parametrize("name", [PERFORMANCE, "docs/image.md", "README.md"])
+def test_a_table_of_measurements_follows_the_name_of_what_measured_them(name: str) -> None:
+    blocks = page(name).split("\n\n")
+    for i, block in enumerate(blocks):
+        if block.startswith("|") and re.search(r"\bms\b|/s \|", block):
+            before = "\n\n".join(blocks[max(0, i - 6) : i])
+            assert re.search(r"`(?:bench/\w+\.py|make \w+)", before), block[:60]
