@@ -120,7 +120,7 @@ def test_the_guide_names_the_outputs_that_its_commands_use() -> None:
     guide = (ROOT / "docs" / "deploy.md").read_text()
     outputs = {name.upper(): name for name in Stack().template["Outputs"]}
     used = {name.replace("_", "") for name in re.findall(r"\"\$\{?([A-Z_]+)", guide)}
-    own = {"AWSACCESSKEYID", "SOURCEBUCKET", "TOPICARN", "EXECUTION"}
+    own = {"AWSACCESSKEYID", "KEY", "SOURCEBUCKET", "TOPICARN", "EXECUTION"}
     assert used - own <= outputs.keys()
     assert {"QUEUEARN", "POPULATEFUNCTION"} <= used
 
