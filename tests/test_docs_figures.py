@@ -257,6 +257,30 @@ def test_the_images_memory() -> None:
         assert [float(cell) for cell in cells] == [measured[precision][x] for x in columns]
 
 
+def test_prompt_lookup() -> None:
+    measured = result("prompt_lookup")
+    for row, (cell,) in table(PERFORMANCE, "prompt lookup |").items():
+        found = measured[f"tokens={int(numbers(row)[0])}"]["tokens_per_pass"]
+        for figure, key in zip(re.findall(r"[\d.]+", cell), ("median", "min", "max"), strict=True):
+            assert agrees(figure, found[key]), (row, cell)
+    cost = re.search(r"printed ([\d.]+) times\.", sentence_with(PERFORMANCE, "under other load"))
+    assert cost
+    assert agrees(cost[1], measured["cost_of_guesses"])
+    assert "avx512f" not in measured["machine"]["instructions"]
+
+
+def test_quality() -> None:
+    measured = result("quality")
+    text = sentence_with(PERFORMANCE, "The demo model on tales")
+    assert numbers(text)[0] == measured["tokens"]
+    for row, (perplexity, same) in table(PERFORMANCE, "| perplexity").items():
+        found = measured[row.partition(",")[0].strip("`")]
+        assert agrees(perplexity.partition(" ")[0], found["perplexity"])
+        assert agrees(same.removesuffix(" %"), found["same_next_token_percent"])
+        if more := re.search(r"\+([\d.]+) %", perplexity):
+            assert agrees(more[1], found["more_percent"])
+
+
 def _weights_mb(precision: str) -> float:
     """Megabytes of the 124M shape's weights; `published` has a causal mask in each block."""
     config = GPT2Config.from_dict(CONFIG | SIZES["124M"])
