@@ -1,6 +1,6 @@
-"""The core's command line: `python -m gpt2core generate PROMPT | pack SRC DST | info | verify`.
+"""The command line of the core: `python -m gpt2core generate | pack | info | verify`.
 
-The environment variable GPT2_KERNELS selects the kernels: auto, native or numpy.
+GPT2_KERNELS selects the kernels: auto, native or numpy.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from gpt2core.command_line import parser_with_commands
 from gpt2core.errors import GPT2Error
 from gpt2core.files.names import DEMO_DIR
 
-# Foreground colours of ECMA-48, "Select graphic rendition".
+# ECMA-48, "Select graphic rendition": foreground colours.
 RED, GREEN, YELLOW = 31, 32, 33
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad usage."""
+    """Run one command; returns the exit code: 0 for success, 1 for failure, 2 for bad usage."""
     args = _parser().parse_args(argv)
     try:
         if args.command == "info":
@@ -35,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (OSError, UnicodeEncodeError) as error:
         if args.command == "pack":
-            print(f"error: {args.dst} cannot be written ({error})", file=sys.stderr)
+            print(f"error: cannot write {args.dst}: {error}", file=sys.stderr)
             return 1
-        # The interpreter flushes stdout again at exit; that must not fail a second time.
+        # The interpreter flushes stdout again at exit, which must not fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # the reader closed the pipe, as `head` does
-            print(f"error: cannot write the text ({error})", file=sys.stderr)
+            print(f"error: cannot write the text: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = command(
         "generate",
-        "continue a prompt; the text appears as it is made",
+        "continue a prompt; each token is printed when it is generated",
         '  %(prog)s "Once upon a time" -n 40\n  %(prog)s "The wolf" --model DIR',
     )
     generate.add_argument("prompt", help="text to continue")
@@ -76,27 +76,27 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-special",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="recognise special tokens such as <|endoftext|> in the prompt (default: yes)",
+        help="recognize special tokens such as <|endoftext|> in the prompt (default: yes)",
     )
     pack = command(
         "pack",
-        "make a model directory that opens faster: packed weights, compiled tokenizer",
+        "write a model directory that opens faster: packed weights, compiled tokenizer",
         "  %(prog)s gpt2 gpt2-int8 --precision int8",
     )
     pack.add_argument("src", metavar="SRC", help="model directory in Hugging Face layout")
-    pack.add_argument("dst", metavar="DST", help="directory to write; made if it does not exist")
+    pack.add_argument("dst", metavar="DST", help="directory to write; created if needed")
     pack.add_argument(
         "--precision", choices=("f32", "bf16", "int8"), default="f32", help="default f32, exact"
     )
     info = command(
         "info",
-        "show which kernels run and why, and what a model directory holds",
+        "show the kernels in use, and the contents of a model directory",
         "  %(prog)s\n  %(prog)s gpt2-int8",
     )
     info.add_argument("model", nargs="?", metavar="DIR", help="model directory")
     verify = command(
         "verify",
-        "compare weights with published results of GPT-2; exit code 0 if all agree",
+        "compare a model with published results of GPT-2; exit code 0 if all agree",
         "  %(prog)s gpt2",
     )
     verify.add_argument("model", metavar="DIR", help="model directory")
@@ -108,7 +108,7 @@ def _generate(prompt: str, max_new_tokens: int, model: str, allow_special: bool)
 
     prefetch.begin(model)
     slim_numpy.load()
-    from gpt2core.engine import Engine  # NumPy, 30 ms: not for --help
+    from gpt2core.engine import Engine  # imports NumPy, 30 ms: not for --help
     from gpt2core.generation import Token
 
     engine = Engine.open(model, kernels=_kernels())
@@ -151,7 +151,7 @@ def _info(model: str | None) -> int:
     )
     print(f"weights:    {engine.describe_weights()}")
     try:
-        form = "compiled" if engine.tokenizer.is_compiled else "from the tokenizers package"
+        form = "compiled" if engine.tokenizer.is_compiled else "tokenizers package"
         print(f"tokenizer:  {form}, {engine.tokenizer.vocab_size} tokens")
     except GPT2Error as error:
         print(f"tokenizer:  {error}")
@@ -159,7 +159,7 @@ def _info(model: str | None) -> int:
 
 
 def _verify(model: str) -> int:
-    """Exit code 0 if every comparison that could be made agrees, and at least one was made."""
+    """Returns 0 if at least one comparison agrees and none differs."""
     from gpt2core.engine import Engine
     from gpt2core.verify import count_checks, published_name, read_published, verify
 
@@ -171,13 +171,13 @@ def _verify(model: str) -> int:
     if name is None:
         known = ", ".join(published["shapes"])
         print(
-            f"not checked: there are no published results for {shape} and {config.vocab_size} "
-            f"tokens, only for {known}"
+            f"not checked: no published results for {shape} and {config.vocab_size} tokens, "
+            f"only for {known}"
         )
         return 1
     print(f"compared with {name}: {shape}, {engine.describe_weights()}")
     if not engine.describe_weights().startswith("F32"):
-        print("The published results are of float32 weights: smaller ones may differ.")
+        print("The published results are for float32 weights; other precisions may differ.")
     counts = {True: 0, False: 0, None: 0}
     words = {True: ("agrees", GREEN), False: ("differs", RED), None: ("not checked", YELLOW)}
     with _bar("verify", count_checks(name, published), " results") as bar:
@@ -209,8 +209,8 @@ def _pack(src: str, dst: str, precision: str) -> int:
 
 
 def _bar(description: str, total: int | None, unit: str) -> Any:
-    """A tqdm bar on stderr; it shows nothing unless that is a terminal."""
-    from tqdm import tqdm  # comes with huggingface_hub
+    """A progress bar on stderr, shown only on a terminal."""
+    from tqdm import tqdm  # a dependency of huggingface_hub
 
     return tqdm(
         desc=description,
@@ -224,7 +224,7 @@ def _bar(description: str, total: int | None, unit: str) -> Any:
 
 
 def _coloured(text: str, colour: int) -> str:
-    """In colour on a terminal, unless NO_COLOR is set (no-color.org)."""
+    """Colour the text if stdout is a terminal and NO_COLOR is not set (no-color.org)."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{colour}m{text}\x1b[0m"

@@ -1,4 +1,4 @@
-"""What the command lines of `gpt2core` and `handler` share: a parser whose help has examples."""
+"""Shared by the command lines of `gpt2core` and `handler`: a parser whose help has examples."""
 
 import argparse
 import os
@@ -11,10 +11,10 @@ AddCommand = Callable[[str, str, str], argparse.ArgumentParser]
 def parser_with_commands(
     script: str, module: str, version: str, description: str, example: str
 ) -> tuple[argparse.ArgumentParser, AddCommand]:
-    """The parser, and a function that adds a command: its name, its summary, its examples.
+    """Return the parser, and a function that adds a command with its summary and examples.
 
-    `script` is the command's name where it is installed from a wheel, else it is
-    `python -m module`. In examples `%(prog)s` stands for the command.
+    Help shows `script` if the installed script runs, else `python -m module`. In examples
+    `%(prog)s` is replaced by the command.
     """
     is_script = os.path.basename(sys.argv[0]) == script
     parser = argparse.ArgumentParser(

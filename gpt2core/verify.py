@@ -1,8 +1,8 @@
-"""Compares the weights of a model directory with results that others published of GPT-2.
+"""Compares a model with published results of GPT-2.
 
-`published.json` holds the results, each with its source and licence: greedy continuations, log
-probabilities, logits, and SHA-256 digests of the tensors. The shape of the network decides which
-of them apply, so a fine-tune of GPT-2 is compared with GPT-2, and differs.
+`published.json` contains greedy continuations, log probabilities, logits and SHA-256 digests of
+tensors, each with its source and licence. The network's shape selects the records, so a fine-tune
+of GPT-2 is compared with GPT-2 itself, and differs.
 """
 
 import json
@@ -19,13 +19,12 @@ from gpt2core.files.directory import open_directory
 from gpt2core.tokenizer import Tokenizer
 
 Published = Mapping[str, Any]
-# Implementations that sum in different orders may choose different tokens where the two best
-# logits are this close.
+# If the two highest logits differ by less, the order of summation may decide between them.
 TIE = 1e-3
 
 
 class Check(NamedTuple):
-    """One comparison. `agrees` is None where it could not be made; `detail` says what was found."""
+    """The result of one comparison. `agrees` is None if it was not possible."""
 
     agrees: bool | None
     detail: str
@@ -40,17 +39,17 @@ def read_published() -> Published:
 
 
 def published_name(engine: Engine, published: Published) -> str | None:
-    """The published model with this network's layers, width, heads and vocabulary, or None."""
+    """The name of the published model with the same shape, or None."""
     config = engine.config
     shape = [config.n_layer, config.n_embd, config.n_head, config.vocab_size]
     return next((name for name, known in published["shapes"].items() if known == shape), None)
 
 
 def verify(engine: Engine, name: str, published: Published) -> Iterator[Check]:
-    """Compare `engine` with what was published of the model `name`, one record after the other.
+    """Compare `engine` with each record of the published model `name`.
 
     Raises:
-        CheckpointError: the logits are not numbers.
+        CheckpointError: a logit is NaN.
     """
     for digests in _records(published, "digests", name):
         yield _check_tensors(engine, digests["tensors"])
@@ -60,10 +59,10 @@ def verify(engine: Engine, name: str, published: Published) -> Iterator[Check]:
     if prompts and tokenizer:
         check = _check_prompts(tokenizer, prompts)
         yield check
-        if not check.agrees:  # another model's: what it makes of ids means nothing
+        if not check.agrees:  # texts cannot be compared with a different tokenizer
             tokenizer = None
     elif prompts:
-        yield Check(None, "tokenizer: the directory has no usable one")
+        yield Check(None, "tokenizer: the directory does not have a usable one")
     for record in outputs:
         yield _check_output(engine, record, tokenizer)
     for record in _records(published, "numbers", name):
@@ -71,7 +70,7 @@ def verify(engine: Engine, name: str, published: Published) -> Iterator[Check]:
 
 
 def count_checks(name: str, published: Published) -> int:
-    """How many checks `verify` makes."""
+    """The number of checks that `verify` yields."""
     outputs = _records(published, "outputs", name)
     others = _records(published, "digests", name) + _records(published, "numbers", name)
     return len(outputs) + len(others) + any("prompt_sha256" in record for record in outputs)
@@ -89,7 +88,7 @@ def _tokenizer(engine: Engine) -> Tokenizer | None:
 
 
 def _check_tensors(engine: Engine, digests: Mapping[str, str]) -> Check:
-    """Every tensor's bytes as float32 [n_in, n_out], the layout of the published files."""
+    """Compare digests of float32 tensors [n_in, n_out], the layout of the published files."""
     _, tensors = open_directory(engine.model_dir, "auto")
     others = sorted({tensor.dtype for tensor in tensors.values()} - {"F32"})
     if others:
@@ -101,25 +100,26 @@ def _check_tensors(engine: Engine, digests: Mapping[str, str]) -> Check:
     ]
     if wrong:
         same = len(digests) - len(wrong)
-        return Check(False, f"SHA-256 of {same} of {len(digests)} tensors, not of {wrong[0]}")
+        detail = f"SHA-256 of {same} of {len(digests)} tensors; the first that differs: {wrong[0]}"
+        return Check(False, detail)
     return Check(True, f"SHA-256 of {len(digests)} of {len(digests)} tensors")
 
 
 def _check_prompts(tokenizer: Tokenizer, records: Sequence[Published]) -> Check:
-    """The ids decode to the published prompts, and the prompts encode to the ids."""
+    """Check that the ids decode to the published prompts, and these encode to the ids."""
     for record in records:
         ids = record["prompt_ids"]
         text = _text(tokenizer, ids)
         if text is None or sha256(text.encode()).hexdigest() != record["prompt_sha256"]:
-            what = "not in the vocabulary" if text is None else f"another text: {text!r}"
-            return Check(False, f"tokenizer: the ids {ids} are {what}")
+            what = "are not in the vocabulary" if text is None else f"decode to {text!r}"
+            return Check(False, f"tokenizer: the ids {ids} {what}")
         if tokenizer.encode(text, allow_special=True) != ids:
-            return Check(False, f"tokenizer: {text!r} has other ids")
+            return Check(False, f"tokenizer: {text!r} encodes to different ids")
     return Check(True, f"tokenizer: the ids of {len(records)} prompts")
 
 
 def _text(tokenizer: Tokenizer | None, ids: Sequence[int]) -> str | None:
-    """The text of `ids`; None where the tokenizer, or one of the ids in it, is missing."""
+    """The text of `ids`; None without a tokenizer, or if an id is not in its vocabulary."""
     try:
         return tokenizer.decode(ids) if tokenizer else None
     except InvalidArgument:
@@ -127,40 +127,40 @@ def _text(tokenizer: Tokenizer | None, ids: Sequence[int]) -> str | None:
 
 
 def _check_output(engine: Engine, record: Published, tokenizer: Tokenizer | None) -> Check:
-    """A greedy continuation, up to the first token that differs.
+    """Compare a greedy continuation, up to the first token that differs.
 
-    Where the source has only the text, the same text in other tokens agrees too.
+    If only the text was published, the same text in different tokens agrees, too.
     """
     prompt, expected = record["prompt_ids"], record["ids"]
     name = repr(_text(tokenizer, prompt) or prompt)
     options = record.get("options", {})
     if options and not tokenizer:
-        return Check(None, f"{name} with {options}: needs the published tokenizer")
+        return Check(None, f"{name} with {options}: requires the published tokenizer")
     if options:
         ids = engine.generate(prompt, len(expected), **options).ids
     else:
         ids = engine.generate_ids(prompt, len(expected))
     pairs = enumerate(zip(ids, expected, strict=False))
     same = next((i for i, (a, b) in pairs if a != b), min(len(ids), len(expected)))
-    about = f"{same} of {len(expected)} tokens after {name}, {record['source']}"
+    detail = f"{same} of {len(expected)} tokens after {name}, {record['source']}"
     if same == len(expected):
-        return Check(True, about)
+        return Check(True, detail)
     if tokenizer and record.get("published_as_text"):
         text = (_text(tokenizer, expected) or "").rstrip()
         longer = engine.generate(prompt, len(expected) + 8, **options).text
         if text and longer.startswith(text):
             return Check(True, f"the text after {name}, {record['source']}")
     if same == len(ids):
-        return Check(False, f"{about}: the model ends there")
+        return Check(False, f"{detail}: the model stops there")
     last = engine.logits([*prompt, *expected[:same]])[-1]
     margin = float(last[ids[same]] - last[expected[same]])
-    what = f"{about}: then {ids[same]}, not {expected[same]}; their logits differ by {margin:.3g}"
+    detail += f": then {ids[same]}, not {expected[same]}; their logits differ by {margin:.3g}"
     is_tie = not options and margin <= record.get("tie", TIE)
-    return Check(is_tie, f"{what}, a tie" if is_tie else what)
+    return Check(is_tie, f"{detail}, a tie" if is_tie else detail)
 
 
 def _check_numbers(engine: Engine, record: Published) -> Check:
-    """Log probabilities one by one, their sum, logits, or whether the continuation is greedy."""
+    """Compare log probabilities, their sum, logits, or whether the continuation is greedy."""
     ids, source = record["ids"], record["source"]
     if "logits" in record:
         tokens, values = zip(*record["logits"], strict=True)
@@ -183,15 +183,15 @@ def _check_numbers(engine: Engine, record: Published) -> Check:
 
 
 def _compare(what: str, ours: Any, published: Sequence[float], record: Published) -> Check:
-    """Against `tolerance`, which is absolute, or `relative`, a share of each published value."""
+    """Compare within `tolerance` (absolute) or `relative` (to each published value)."""
     expected = np.asarray(published, np.float64)
-    off = np.abs(np.asarray(ours, np.float64) - expected)
+    error = np.abs(np.asarray(ours, np.float64) - expected)
     is_relative = "relative" in record
-    allowed = record["relative"] if is_relative else record["tolerance"]
-    worst = float((off / np.abs(expected) if is_relative else off).max())
+    if is_relative:
+        error /= np.abs(expected)
+    tolerance = record["relative"] if is_relative else record["tolerance"]
+    largest = float(error.max())
     count = f"{len(expected)} " if len(expected) > 1 else ""
-    kind = " of each" if is_relative else ""
-    detail = (
-        f"{count}{what} off by up to {worst:.2g}, allowed {allowed:g}{kind}, {record['source']}"
-    )
-    return Check(worst <= allowed, detail)
+    kind = "relative error" if is_relative else "error"
+    detail = f"{count}{what}: {kind} {largest:.2g}, tolerance {tolerance:g}, {record['source']}"
+    return Check(largest <= tolerance, detail)
