@@ -125,7 +125,7 @@ class Engine:
         aligned = "" if tensor.data.flags.aligned else ", not aligned"
         return f"{tensor.dtype} {layout}{aligned}, {tensor.file}"
 
-    def restored(self) -> None:
+    def after_restore(self) -> None:
         """Select the kernels again. Call it after a snapshot restore: the processor may differ.
 
         Raises:

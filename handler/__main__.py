@@ -1,4 +1,4 @@
-"""The function's command line: `python -m handler invoke EVENT.json | serve | fetch URI DIR`."""
+"""The command line of the function: `python -m handler invoke | serve | fetch`."""
 
 import argparse
 import json
@@ -11,16 +11,18 @@ from gpt2core import __version__
 from gpt2core.command_line import parser_with_commands
 from gpt2core.errors import GPT2Error
 
+_URIS = "s3://bucket/prefix or hf://owner/name[@revision]"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 bad usage."""
+    """Run one command; returns the exit code: 0 for success, 1 for failure, 2 for bad usage."""
     args = _parser().parse_args(argv)
     if args.command != "fetch" and args.model:
         if not any(os.path.isfile(os.path.join(args.model, n)) for n in ("config.json", "CURRENT")):
-            print(f"error: --model {args.model}: not a model directory", file=sys.stderr)
+            print(f"error: --model {args.model} is not a model directory", file=sys.stderr)
             return 1
         os.environ["GPT2_MODEL_DIR"] = os.path.abspath(args.model)
-        os.environ.pop("GPT2_MODEL_URI", None)  # nothing stands in for a model that was named
+        os.environ.pop("GPT2_MODEL_URI", None)  # not a fallback for --model
     try:
         if args.command == "invoke":
             return _invoke(args.event, args.text)
@@ -52,42 +54,40 @@ def _parser() -> argparse.ArgumentParser:
 
     invoke = add_command(
         "invoke",
-        "answer one event in this process, as a cold start does",
+        "process one event in this process, as a cold start",
         "  %(prog)s events/api-generate.json\n"
         '  echo \'{"prompt": "The wolf"}\' | %(prog)s --text -',
     )
     invoke.add_argument("event", metavar="EVENT.json", help="file with the event, or - for stdin")
-    invoke.add_argument("--text", action="store_true", help="print the text, not the whole reply")
+    invoke.add_argument("--text", action="store_true", help="print only the text of the reply")
     serve = add_command(
         "serve",
         "run a local HTTP server that behaves like a Function URL",
         "  %(prog)s\n  %(prog)s --port 0 --model DIR",
     )
-    serve.add_argument("--port", type=_port, default=8080, help="default 8080; 0 picks a free one")
+    serve.add_argument("--port", type=_port, default=8080, help="default 8080; 0 for any free port")
     fetch = add_command(
         "fetch",
-        "download a model, verify it and make it the current one of a directory",
+        "download and verify a model, and publish it in a directory",
         "  %(prog)s hf://openai-community/gpt2 /mnt/gpt2\n"
         "  %(prog)s s3://bucket/gpt2 /mnt/gpt2 --pack int8",
     )
+    fetch.add_argument("uri", metavar="URI", type=_uri, help=_URIS)
     fetch.add_argument(
-        "uri", metavar="URI", type=_uri, help="s3://bucket/prefix or hf://owner/name[@revision]"
-    )
-    fetch.add_argument(
-        "directory", metavar="DIR", help="becomes a volume: CURRENT, revisions/<digest>/"
+        "directory", metavar="DIR", help="contains CURRENT and revisions/<digest>/ afterwards"
     )
     fetch.add_argument(
         "--sha256",
         metavar="DIGEST",
         type=_digest,
-        help="what the manifest or the weights must have",
+        help="expected SHA-256 of the manifest or the weights file",
     )
     fetch.add_argument(
         "--pack",
         nargs="?",
         const="f32",
         choices=("f32", "bf16", "int8"),
-        help="publish the packed form, which opens faster (default precision f32)",
+        help="publish packed weights, which open faster (default precision f32)",
     )
     for command in (invoke, serve):
         command.add_argument(
@@ -110,9 +110,11 @@ def _invoke(path: str, text_only: bool) -> int:
     from handler.app import function, lambda_handler  # reads the settings
     from handler.telemetry import log_error
 
-    # What is said on the last line anyway is not logged as well.
-    function.log_invoke = _print_nothing
-    function.log = lambda e, context: None if isinstance(e, GPT2Error) else log_error(e, context)
+    function.log_invoke = _ignore
+    # A GPT2Error is printed below instead.
+    function.log_error = lambda e, context: (
+        None if isinstance(e, GPT2Error) else log_error(e, context)
+    )
     reply = lambda_handler(event)
     payload = _payload(reply)
     error = payload.get("error") if isinstance(payload, dict) else None
@@ -128,31 +130,31 @@ def _invoke(path: str, text_only: bool) -> int:
     report = function.last_report
     if report and not error:
         start = "cold" if report.cold_start else "warm"
-        model = f"model: {report.model}" if report.model else "no model needed"
+        model = f"model: {report.model}" if report.model else "no model used"
         print(f"\n{start} start, milliseconds ({model})", file=sys.stderr)
         for phase, ms in report.timings_ms.items():
             print(f"  {phase:<10}{ms:>9.1f}", file=sys.stderr)
     return 1 if error else 0
 
 
-def _print_nothing(*args: object) -> None:
-    """In place of a log line."""
+def _ignore(*args: object) -> None:
+    """Write no log line."""
 
 
 def _fetch(uri: str, directory: str, sha256: str | None, pack: str | None) -> int:
-    """Print the revision's directory on stdout: a model directory for `--model` and others."""
-    from handler.store.download import to_directory  # threads, hashes, a client
+    """Print the model directory of the new revision on stdout."""
+    from handler.store.download import to_directory  # imports threading and hashlib
 
     os.makedirs(directory, exist_ok=True)
     fetched = to_directory(uri, os.path.abspath(directory), pin=sha256, pack=pack)
     if not fetched.fetched:
-        print("unchanged: the directory has this very model", file=sys.stderr)
+        print("unchanged: the directory already has this model", file=sys.stderr)
     print(fetched.path)
     return 0
 
 
 def _payload(reply: Any) -> Any:
-    """The body of an HTTP reply, or the reply itself; of an event stream, its text."""
+    """The body of an HTTP reply, or the reply itself; an event stream is a string."""
     if isinstance(reply, dict) and "statusCode" in reply:
         is_json = reply["headers"]["Content-Type"] == "application/json"
         return json.loads(reply["body"]) if is_json else reply["body"]
@@ -160,7 +162,7 @@ def _payload(reply: Any) -> Any:
 
 
 def _texts(event: Any, payload: Any) -> list[str]:
-    """Every generated text of a reply, or what the reply says in its place."""
+    """The generated texts of a reply, or its status."""
     from handler.app import function
     from handler.jobs import Generate
     from handler.sources import source_of
@@ -171,9 +173,6 @@ def _texts(event: Any, payload: Any) -> list[str]:
     if isinstance(job, Generate):
         return job.request.dialect.texts(payload)
     return [payload.get("status") or json.dumps(payload)]
-
-
-_URIS = "s3://bucket/prefix or hf://owner/name[@revision]"
 
 
 def _uri(text: str) -> str:

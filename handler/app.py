@@ -1,13 +1,13 @@
-"""`lambda_handler`: an event in, the reply out. The engine is opened on the first invoke and kept.
+"""`lambda_handler`: processes one event and returns the reply.
 
-An event goes to its source, whose job is done here, and back through the same source. Importing
-this module loads neither NumPy nor a tokenizer: that happens in the first invoke, or at once with
+The source of the event parses it to a job; `Function` runs the job; the source renders the reply.
+Importing this module does not load NumPy or a tokenizer: the first invoke does, or the import with
 GPT2_PRELOAD=init.
 """
 
 from time import perf_counter
 
-_import_began = perf_counter()
+_import_start = perf_counter()
 
 import os
 from _thread import allocate_lock
@@ -15,12 +15,12 @@ from collections.abc import Callable, Generator, MutableMapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from gpt2core.errors import GPT2Error, InvalidArgument
-from gpt2core.startup import prefetch, slim_numpy
+from gpt2core.errors import GPT2Error
 from handler import errors, telemetry
 from handler.generation import Decode, DecodingThread, complete, stream
 from handler.invoke import Invoke
 from handler.jobs import (
+    Document,
     Generate,
     Health,
     Items,
@@ -31,13 +31,14 @@ from handler.jobs import (
     OpenApi,
     Page,
     Populate,
-    Show,
+    Preflight,
     WarmUp,
 )
+from handler.model import Model
 from handler.runtime.payload import encoded
 from handler.settings import Settings
 from handler.sources import source_of
-from handler.store.select import ModelSource, name_of, open_model, populate
+from handler.store.select import name_of, populate
 from handler.telemetry import Report, Timings, seconds_since_process_start
 
 if TYPE_CHECKING:
@@ -46,101 +47,97 @@ if TYPE_CHECKING:
     from handler.dialects.request import EventStream, Request
     from handler.sources.source import Source
 
-# Time kept back before the function is stopped, for results that have to be written to S3.
+# Time reserved for writing results to S3 before Lambda stops the function.
 BATCH_MARGIN_S = 2.0
-# Where the init of these fails, the version is not published, or the old one stays.
+# Initialization types for which a failed init keeps the version from being published.
 PRELOAD_MUST_SUCCEED = ("provisioned-concurrency", "snap-start")
 
 
 class Function:
-    """One function instance: its settings and, once something needed it, its engine."""
+    """One function instance: its settings, its model and the requests in progress."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._engine: Engine | None = None
-        self._source: ModelSource | None = None
-        self._opening = allocate_lock()
-        self.is_shared = False
-        """Whether several threads invoke it at once. Then one thread decodes for all of them."""
-        self._decoding: DecodingThread | None = None
-        self._under_way = 0  # requests that wait or are decoded
-        self._counting = allocate_lock()
-        self.before: Timings | None = None
-        """What the process spent before the first invoke, which reports it."""
-        self._invoked = False
-        self.log: Callable[[BaseException, Any], None] = telemetry.log_error
-        self.warn: Callable[[GPT2Error], None] = telemetry.log_warning
+        self.model = Model(settings)
+        self.is_concurrent = False
+        """Whether several threads call `invoke` at once; one thread then decodes for all."""
+        self.decoding_thread: DecodingThread | None = None
+        self.active_requests = 0
+        self._lock = allocate_lock()  # guards the two attributes above
+        self.init_timings: Timings | None = None
+        """Timings of the init phase, reported by the first invoke."""
+        self.is_first_invoke = True
+        self.log_error: Callable[[BaseException, Any], None] = telemetry.log_error
         self.log_invoke: Callable[..., None] = telemetry.log_invoke
         self.last_report: Report | None = None
-        """What the latest reply said of its invoke, also where its dialect has no place for it."""
+        """The report of the latest invoke; not every dialect has a place for it in the reply."""
 
     def invoke(self, event: Any, context: Any = None) -> Any:
-        """Answer one event, and write one line about it.
+        """Process one event, write its log line and return the reply.
 
         Raises:
-            GPT2Error: only where the source takes a raised error for one and a reply for success.
+            GPT2Error: the source requires errors to be raised; see `Source.raises`.
         """
-        this = Invoke(self, context)
+        invoke = Invoke(self, context)
         try:
             source = source_of(event)
             source.connect(self.settings, context)
-            this.set_source(source)
-            return self._answer(source, this)
+            invoke.set_source(source)
+            return self._reply(source, invoke)
         except BaseException as error:
-            this.error = this.error or error
+            invoke.error = invoke.error or error
             raise
         finally:
-            if not this.is_streaming:  # its end is later
-                self._finish(this)
+            if not invoke.is_streaming:  # logged at the end of the stream
+                self._log_invoke(invoke)
 
-    def _finish(self, this: Invoke) -> None:
-        """Write the line about an invoke."""
-        report = self.last_report = this.reported or this.report()
-        self.log_invoke(this.kind, this.counts, this.error, report, this.context)
+    def _log_invoke(self, invoke: Invoke) -> None:
+        report = self.last_report = invoke.reported or invoke.report()
+        self.log_invoke(invoke.kind, invoke.counts, invoke.error, report, invoke.context)
 
-    def _answer(self, source: "Source", this: Invoke) -> Any:
-        """The reply to an event, or to what is wrong with it."""
+    def _reply(self, source: "Source", invoke: Invoke) -> Any:
+        """The reply to an event, or to its error."""
         try:
             job = source.parse(self.settings)
             if isinstance(job, Generate) and job.request.stream:
-                rendered: Any = self._stream(job.request, source, this)
-                report = this.report()
+                rendered: Any = self._stream(job.request, source, invoke)
+                report = invoke.report()
             else:
-                result = self._do(job, this)
-                report = this.report()
+                result = self._run(job, invoke)
+                report = invoke.report()
                 rendered = job.render(result, report)
             reply = source.reply(rendered, report)
             if source.streams and not isinstance(reply, dict):
                 return reply
-            size = len(encoded(reply)[0])  # as it is posted: escaped, and maybe in ASCII
+            size = len(encoded(reply)[0])  # as the runtime posts it, which may escape non-ASCII
             if size > source.max_reply_bytes:
                 raise errors.BodyTooLarge(
-                    f"the reply has {size} bytes and its source carries {source.max_reply_bytes}:"
-                    " ask for less at once"
+                    f"the reply has {size} bytes; the limit of its source is"
+                    f" {source.max_reply_bytes}: request less text at once"
                 )
             return reply
         except GPT2Error as error:
-            this.error = failure = error
+            invoke.error = failure = error
             if errors.status_of(error) >= 500 and not source.raises:
-                self.log(error, this.context)
-        except Exception as error:  # noqa: BLE001 (an invoke ends with a reply, and a line in the log)
-            this.error = error
-            self.log(error, this.context)
-            # Its message may quote a prompt, and Lambda logs the message of a raised error.
+                self.log_error(error, invoke.context)
+        except Exception as error:  # noqa: BLE001 (logged, and replied to)
+            invoke.error = error
+            self.log_error(error, invoke.context)
+            # The message of `error` may quote a prompt, and Lambda logs messages of raised errors.
             failure = errors.InternalError("internal error; see the function log")
-        return source.fail(failure, this.report())
+        return source.fail(failure, invoke.report())
 
-    def _do(self, job: Job, this: Invoke) -> Any:
-        """Do what an event asks for; returns what the job renders."""
+    def _run(self, job: Job, invoke: Invoke) -> Any:
+        """Run a job; returns the argument of `Job.render`."""
         match job:
             case Generate():
-                return self._complete(job.request, this)
+                return self._complete(job.request, invoke)
             case Models():
                 return self._models(job.name)
             case Health():
                 return {"status": "ok"}
-            case Show():
-                return job.document
+            case Preflight():
+                return Document("", job.headers)
             case Page():
                 from handler.page import page
 
@@ -150,158 +147,98 @@ class Function:
 
                 return document()
             case WarmUp():
-                return self._warm_up(this.deadline, this.timings)
+                return self._warm_up(invoke.deadline, invoke.timings)
             case Populate():
-                return self._populate(this.deadline, this.timings)
-        return self._batch(job, this)
+                return self._populate(invoke.deadline, invoke.timings)
+        return self._batch(job, invoke)
 
-    def open(self, timings: Timings, deadline: float | None = None) -> "Engine":
-        """The engine, opened on the first call; `deadline` in `time.monotonic()` seconds.
-
-        Raises:
-            ModelUnavailable, ModelError: the next call tries again.
-        """
-        if self._engine is None:
-            with self._opening:
-                if self._engine is None:  # another thread may have been first
-                    self._engine = self._open(timings, deadline)
-        return self._engine
-
-    def restored(self) -> None:
-        """After a snapshot: what went before it counts no more, and its memory has to come back.
-
-        Maps, converted weights and threads are in the snapshot and stay as they are. The processor
-        may be another.
-        """
-        self.before = None
-        if self._engine:
-            self._engine.restored()
-        if self._source:
-            prefetch.begin(self._source.path, even_cached=True)
-
-    def _open(self, timings: Timings, deadline: float | None) -> "Engine":
-        timings.skip()
-
-        def opener(model_dir: str) -> "Engine":
-            timings.lap("source")
-            prefetch.begin(model_dir)
-            slim_numpy.load()
-            from gpt2core.engine import Engine  # NumPy
-
-            timings.lap("import")
-            engine = self._engine_from(Engine, model_dir)
-            engine.read_ahead()
-            timings.lap("map")
-            engine.tokenizer  # noqa: B018 (opens it)
-            timings.lap("tokenizer")
-            return engine
-
-        self._source, engine = open_model(self.settings, opener, self.warn, deadline)
-        timings.lap("source")
-        engine.model_dir = self._source.path  # it may have been opened before it was published
-        return engine
-
-    def _complete(self, request: "Request", this: Invoke) -> "list[Completion]":
-        """Answer a request: in this thread, or by the one that decodes for all.
+    def _complete(self, request: "Request", invoke: Invoke) -> "list[Completion]":
+        """Process a request.
 
         Raises:
-            TooManyRequests: as many as may wait are under way already.
+            TooManyRequests: GPT2_MAX_WAITING requests are already in progress.
         """
-        engine = self._begin(request, this)
+        engine = self._start_request(request, invoke)
         try:
-            done = complete(*self._work(engine, request, this))
+            done = complete(*self._arguments(engine, request, invoke))
         finally:
-            self._end()
-        this.counts.add(done)
+            self._end_request()
+        invoke.counts.add(done)
         return done
 
-    def _stream(self, request: "Request", source: "Source", this: Invoke) -> "EventStream":
-        """The same as an event stream: as it comes, or whole where the source takes no other."""
+    def _stream(self, request: "Request", source: "Source", invoke: Invoke) -> "EventStream":
+        """Like `_complete`, as an event stream; buffered if the source cannot stream."""
         from handler import streaming
 
         def pieces() -> "Generator[Piece, None, None]":
-            engine, done = self._begin(request, this), []
+            engine, done = self._start_request(request, invoke), []
             try:
-                for piece in stream(*self._work(engine, request, this)):
+                for piece in stream(*self._arguments(engine, request, invoke)):
                     if piece.completion:
                         done.append(piece.completion)
                     yield piece
-                    this.timings.skip()
+                    invoke.timings.skip()
             finally:
-                self._end()
-                this.counts.add(done)
+                self._end_request()
+                invoke.counts.add(done)
 
         def finish(error: BaseException | None) -> None:
-            this.error = error
+            invoke.error = error
             if error and not (isinstance(error, GPT2Error) and errors.status_of(error) < 500):
-                self.log(error, this.context)
-            this.report()
-            self._finish(this)
+                self.log_error(error, invoke.context)
+            invoke.report()
+            self._log_invoke(invoke)
 
         if not source.streams:
-            return streaming.buffered(request, pieces(), this.report)
-        begun = streaming.start(request, pieces(), this.report, finish)
-        this.is_streaming = True
-        return begun
+            return streaming.buffered(request, pieces(), invoke.report)
+        started = streaming.start(request, pieces(), invoke.report, finish)
+        invoke.is_streaming = True
+        return started
 
-    def _work(self, engine: "Engine", request: "Request", this: Invoke) -> Any:
+    def _arguments(self, engine: "Engine", request: "Request", invoke: Invoke) -> Any:
         """The arguments of `complete` and `stream`."""
-        decode = self._shared_decode(engine, this.context) if self.is_shared else None
-        return engine, self.settings, request, this.reply_by, this.timings, decode
+        decode = self._shared_decode(engine, invoke.context) if self.is_concurrent else None
+        return engine, self.settings, request, invoke.reply_by, invoke.timings, decode
 
-    def _begin(self, request: "Request", this: Invoke) -> "Engine":
-        """The engine for a request that is under way from now until `_end`.
+    def _start_request(self, request: "Request", invoke: Invoke) -> "Engine":
+        """Count a request as active and open the engine for it; call `_end_request` afterwards.
 
         Raises:
-            TooManyRequests, ModelNotServed, and what `open` raises: it is not.
+            TooManyRequests, ModelNotServed, ModelUnavailable, ModelError: it is not counted.
         """
         if request.model is not None:
             self._models(request.model)
-        with self._counting:
-            if self._under_way >= self.settings.max_waiting:
+        with self._lock:
+            if self.active_requests >= self.settings.max_waiting:
                 raise errors.TooManyRequests(self.settings.max_waiting)
-            self._under_way += 1
+            self.active_requests += 1
         try:
-            return self.open(this.timings, this.deadline)
+            return self.model.open(invoke.timings, invoke.deadline)
         except BaseException:
-            self._end()
+            self._end_request()
             raise
 
-    def _end(self) -> None:
-        with self._counting:
-            self._under_way -= 1
+    def _end_request(self) -> None:
+        with self._lock:
+            self.active_requests -= 1
 
     def _models(self, wanted: str | None) -> dict[str, Any]:
-        """The model that is served, alone or in a list; it is not opened or downloaded for that."""
+        """A list of the served model, or the model named `wanted`. Does not open the model."""
         from handler.dialects import openai
 
-        name = self._source.name if self._source else name_of(self.settings)
-        return openai.models(name, wanted)
+        source = self.model.source
+        return openai.models(source.name if source else name_of(self.settings), wanted)
 
     def _shared_decode(self, engine: "Engine", context: Any) -> Decode:
-        """Decoding by the thread that decodes for all, until the context says that nobody waits."""
-        with self._counting:
-            if self._decoding is None:
-                self._decoding = DecodingThread(engine)
-        decoding, is_cancelled = self._decoding, getattr(context, "is_cancelled", None)
-        return lambda prompts: decoding.decode(prompts, is_cancelled)
-
-    def _engine_from(self, engine: "type[Engine]", path: str) -> "Engine":
-        settings = self.settings
-        try:
-            return engine.open(
-                path,
-                kernels=settings.kernels,
-                threads=settings.threads,
-                prompt_lookup=settings.prompt_lookup,
-            )
-        except InvalidArgument as error:  # nobody asked for a precision
-            raise errors.SettingsError(
-                "GPT2_KERNELS", settings.kernels, f"{error}; auto"
-            ) from error
+        """`DecodingThread.decode`, cancelled if the context reports that the caller is gone."""
+        with self._lock:
+            if self.decoding_thread is None:
+                self.decoding_thread = DecodingThread(engine)
+        thread, is_cancelled = self.decoding_thread, getattr(context, "is_cancelled", None)
+        return lambda prompts: thread.decode(prompts, is_cancelled)
 
     def _populate(self, deadline: float | None, timings: Timings) -> dict[str, Any]:
-        """Fill the volume. An engine that is open goes on with what it has."""
+        """Download the model to the volume. An open engine keeps its current revision."""
         source, size, fetched = populate(self.settings, deadline)
         timings.lap("source")
         return {
@@ -312,21 +249,26 @@ class Function:
         }
 
     def _warm_up(self, deadline: float | None, timings: Timings) -> dict[str, Any]:
-        """One token from any id: a prompt would need a beginning-of-text token."""
-        engine = self.open(timings, deadline)
+        """Open the model and run one pass over the weights."""
+        engine = self.model.open(timings, deadline)
         timings.skip()
-        engine.generate_ids([0], 1)
+        engine.generate_ids([0], 1)  # an empty prompt needs a beginning-of-text token
         timings.lap("prefill")
         return {"status": "warm"}
 
-    def _batch(self, job: Job, this: Invoke) -> Any:
-        """Work through what a queue, a bucket or a state machine hands over."""
+    def _batch(self, job: Job, invoke: Invoke) -> Any:
+        """Process the work of a queue, a bucket or a state machine."""
         from handler.batch.work import Work
 
-        deadline = this.deadline
-        if deadline is not None:  # what is done has to be written, too
+        deadline = invoke.deadline
+        if deadline is not None:
             deadline -= min(BATCH_MARGIN_S, 0.2 * max(0.0, deadline - monotonic()))
-        work = Work(self.settings, lambda: self.open(this.timings, deadline), deadline, this.counts)
+        work = Work(
+            self.settings,
+            lambda: self.model.open(invoke.timings, deadline),
+            deadline,
+            invoke.counts,
+        )
         match job:
             case Messages():
                 from handler.batch.queue import process_messages
@@ -342,54 +284,57 @@ class Function:
                 from handler.batch.map_items import process_items
 
                 return process_items(job.items, work)
-        raise AssertionError(f"nobody does {type(job).__name__}")
+        raise AssertionError(f"no case for {type(job).__name__}")
 
 
 def _start(environ: MutableMapping[str, str]) -> Function:
-    """The function of this process. Sets OpenBLAS's threads, which count before NumPy's import."""
+    """Create the function of this process.
+
+    Sets OPENBLAS_NUM_THREADS, which OpenBLAS reads when NumPy is imported.
+    """
     settings = Settings.from_environ(environ)
     if environ.get("GPT2_THREADS") or "OPENBLAS_NUM_THREADS" not in environ:
         environ["OPENBLAS_NUM_THREADS"] = str(settings.threads)
     function = Function(settings)
-    function.before = Timings()
+    timings = function.init_timings = Timings()
     age = seconds_since_process_start()
-    here = perf_counter() - _import_began
-    function.before.add("process", max(0.0, age - here))
-    function.before.add("import", here)
+    import_s = perf_counter() - _import_start
+    timings.add("process", max(0.0, age - import_s))
+    timings.add("import", import_s)
     if settings.preload == "init":
-        _preload(function, function.before, environ.get("AWS_LAMBDA_INITIALIZATION_TYPE"))
+        _preload(function, timings, environ.get("AWS_LAMBDA_INITIALIZATION_TYPE"))
     return function
 
 
 def _preload(function: Function, timings: Timings, initialization_type: str | None) -> None:
-    """Open the engine at init. On demand, what goes wrong is for the requests that need it."""
+    """Open the model in the init phase. On demand, a failure is logged and the invoke retries."""
     try:
-        function.open(timings)
+        function.model.open(timings)
     except Exception as error:
         if initialization_type in PRELOAD_MUST_SUCCEED or isinstance(error, errors.SettingsError):
             raise
-        function.log(error, None)
+        function.log_error(error, None)
 
 
 function = _start(os.environ)
 
 
 def before_snapshot() -> None:
-    """SnapStart: everything that a first invoke would wait for goes into the snapshot."""
-    timings = Timings()
-    function.open(timings).generate_ids([0], 1)
-
-
-def share() -> None:
-    """Several threads invoke from now on: one thread decodes for all of them."""
-    function.is_shared = True
+    """SnapStart hook: open the model and generate a token, so that the snapshot includes both."""
+    function.model.open(Timings()).generate_ids([0], 1)
 
 
 def after_restore() -> None:
-    """SnapStart: the weights come back from the snapshot while the first event is on its way."""
-    function.restored()
+    """SnapStart hook: discard the init timings and read the weights ahead."""
+    function.init_timings = None
+    function.model.after_restore()
+
+
+def enable_concurrency() -> None:
+    """Hook of the runtime: several threads call `lambda_handler` from now on."""
+    function.is_concurrent = True
 
 
 def lambda_handler(event: Any, context: Any = None) -> Any:
-    """AWS Lambda's entry point: see `Function.invoke`."""
+    """AWS Lambda's entry point; see `Function.invoke`."""
     return function.invoke(event, context)

@@ -56,8 +56,8 @@ class ScoredToken(NamedTuple):
     """The bytes of a token and its logprob."""
 
     text: bytes
-    is_shown: bool
-    """Whether it is part of the text; false for special tokens."""
+    in_text: bool
+    """False for special tokens, which are not part of the text."""
     logprob: float | None
     top: tuple[tuple[bytes, float], ...] = ()
     """The most likely tokens, best first."""
@@ -73,14 +73,15 @@ def completions_of(
 def completion_of(engine: "Engine", request: Request, index: int, done: "Generation") -> Completion:
     """The result of completion `index` of a request."""
     sampling, prompt = request.sampling, request.prompts[index // request.n]
-    before = _scored(engine, done.prompt_logprobs)
+    prompt_scores = _scored(engine, done.prompt_logprobs)
     if done.prompt_logprobs is not None:
         ids = (
             engine.encode_prompt(prompt, None, request.allow_special)
             if isinstance(prompt, str)
             else prompt
         )
-        before = (_token(engine, ids[0] if ids else engine.config.bos_token_id or 0), *before)
+        first = _token(engine, ids[0] if ids else engine.config.bos_token_id or 0)
+        prompt_scores = (first, *prompt_scores)
     return Completion(
         prompt if isinstance(prompt, str) else engine.tokenizer.decode(prompt),
         done.text,
@@ -89,7 +90,7 @@ def completion_of(engine: "Engine", request: Request, index: int, done: "Generat
         done.finish_reason,
         sampling.seed if sampling and sampling.temperature else None,
         _scored(engine, done.logprobs),
-        before,
+        prompt_scores,
     )
 
 
@@ -102,8 +103,8 @@ def piece_of(
 ) -> Piece:
     """The tokens that a pass added to completion `index`, and the complete result at its end."""
     tokenizer, prompt = engine.tokenizer, request.prompts[index // request.n]
-    shown = prompt if request.return_full_text else ""
-    text = shown if isinstance(shown, str) else tokenizer.decode(shown)
+    echo = prompt if request.return_full_text else ""
+    text = echo if isinstance(echo, str) else tokenizer.decode(echo)
     new = [
         StreamedToken(
             token.id,

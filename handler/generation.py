@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
 from handler.completions import Completion, Piece, completions_of, piece_of
-from handler.dialects.request import Request, shown
+from handler.dialects.request import Request, short_repr
 from handler.errors import BadRequest, Cancelled, LimitExceeded, Unfinished
 from handler.settings import Settings
 from handler.telemetry import Timings
@@ -41,7 +41,7 @@ def complete(
     Raises:
         GPT2Error: the request exceeds a limit (`param` names the field), or a sequence failed.
     """
-    request, events = _begin(engine, settings, request, deadline, decode)
+    request, events = _start(engine, settings, request, deadline, decode)
     results = {key: end for key, _, end in events if end}
     first = min(done.prefill_s for done in results.values())
     timings.add("prefill", first)
@@ -64,7 +64,7 @@ def stream(
     Raises:
         GPT2Error: see `complete`.
     """
-    request, events = _begin(engine, settings, request, deadline, decode)
+    request, events = _start(engine, settings, request, deadline, decode)
     timings.skip()
     phase = "prefill"
     for key, tokens, end in events:
@@ -265,7 +265,7 @@ class _Submission:
         self.events: SimpleQueue[_Event | BaseException] = SimpleQueue()
 
 
-def _begin(
+def _start(
     engine: "Engine",
     settings: Settings,
     request: Request,
@@ -351,16 +351,20 @@ def _check_biases(request: Request, engine: "Engine") -> None:
 
 
 def _within_limit(request: Request, engine: "Engine", settings: Settings) -> int:
-    """The request's `max_new_tokens`, or the default up to the limit."""
+    """The request's `max_new_tokens`, or its default if that is within the limit.
+
+    Raises:
+        LimitExceeded: `max_new_tokens` exceeds the limit.
+    """
     context = engine.config.n_positions
     limit = min(settings.max_new_tokens or context, context)
-    asked = request.max_new_tokens
-    if asked is None:
+    requested = request.max_new_tokens
+    if requested is None:
         return min(request.default_new_tokens, limit)
-    if asked > limit:
+    if requested > limit:
         param = request.dialect.param("max_new_tokens")
         raise LimitExceeded(
-            f"{param.rpartition('.')[2]} is {shown(asked)}, more than the limit of {limit}",
+            f"{param.rpartition('.')[2]} is {short_repr(requested)}; the limit is {limit}",
             param=param,
         )
-    return asked
+    return requested

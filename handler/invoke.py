@@ -34,10 +34,10 @@ class Invoke:
         self.is_streaming = False
         """Whether the reply continues after `Function.invoke` returns."""
         self._function = function
-        self._cold, function._invoked = not function._invoked, True
-        if self._cold and function.before:
-            self.timings.include(function.before)
-        self._was_open = function._engine is not None
+        self._is_first, function.is_first_invoke = function.is_first_invoke, False
+        if self._is_first and function.init_timings:
+            self.timings.include(function.init_timings)
+        self._was_open = function.model.engine is not None
 
     def set_source(self, source: "Source") -> None:
         """Set the kind of source and the caller's timeout."""
@@ -55,8 +55,8 @@ class Invoke:
 
     def report(self) -> Report:
         """The report up to now."""
-        function = self._function
-        opened = not self._was_open and function._engine is not None
-        name, origin = function._source[1:] if function._source else (None, None)
-        self.reported = Report(self.timings.finished(), self._cold or opened, name, origin)
+        model = self._function.model
+        opened = not self._was_open and model.engine is not None
+        name, origin = model.source[1:] if model.source else (None, None)
+        self.reported = Report(self.timings.finished(), self._is_first or opened, name, origin)
         return self.reported

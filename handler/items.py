@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gpt2core.errors import GPT2Error
 from handler.dialects import parse_request
 from handler.dialects.native import error_of, text_of
-from handler.dialects.request import EXAMPLE, Request, check_echo, parse_json, shown
+from handler.dialects.request import EXAMPLE, Request, check_echo, parse_json, short_repr
 from handler.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def parse_item(fields: Any, defaults: Mapping[str, Any] | None = None) -> Item:
     name = None
     try:
         if not isinstance(fields, dict):
-            raise BadRequest(f"the request is {shown(fields)}, not an object: send {EXAMPLE}")
+            raise BadRequest(f"the request is {short_repr(fields)}, not an object: send {EXAMPLE}")
         given = [fields[key] for key in _IDS if fields.get(key) is not None]
         if len(given) > 1:
             raise BadRequest("send either id or custom_id, not both", param="custom_id")

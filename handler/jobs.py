@@ -53,21 +53,21 @@ class Health(Status):
 
 
 class Document(NamedTuple):
-    """A reply over HTTP that is not JSON, with its headers."""
+    """An HTTP reply that is not JSON, with its headers."""
 
     text: str
     headers: Mapping[str, str]
 
 
-class Show(Job):
-    """Reply with this document."""
+class Preflight(Job):
+    """Reply to a CORS preflight request with these headers."""
 
-    def __init__(self, document: Document) -> None:
-        self.document = document
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.headers = headers
 
 
 class Page(Job):
-    """Reply with the page."""
+    """Reply with the web page."""
 
 
 class OpenApi(Job):

@@ -1,7 +1,6 @@
-"""`GET /openapi.json`: requests and replies of the HTTP routes, as OpenAPI 3.1.
+"""The OpenAPI 3.1 document at `GET /openapi.json`; imported when it is requested.
 
-Made from the fields, limits and ranges by which the dialects check requests; a field without a
-schema here raises. Imported when the document is requested.
+It is built from the fields, limits and ranges that the dialects use to validate requests.
 Source: https://spec.openapis.org/oas/v3.1.0
 """
 
@@ -23,14 +22,14 @@ _COUNT: Schema = {"type": "integer", "minimum": 0}
 _FLAG: Schema = {"type": "boolean"}
 _OBJECT: Schema = {"type": "object"}
 _STATUSES = {
-    400: "A field is wrong; `param` names it.",
-    401: "No key, or a wrong one.",
-    404: "No such model.",
+    400: "Invalid request; `param` is the field.",
+    401: "The API key is missing or invalid.",
+    404: "The model does not exist.",
     413: "The body is too large.",
-    415: "The content type or coding is not supported.",
-    422: "More than the model's context or the function's settings allow.",
-    429: "Too many requests are waiting.",
-    500: "An internal error.",
+    415: "The content type or content coding is not supported.",
+    422: "The request exceeds the model's context or a limit of the settings.",
+    429: "Too many requests are in progress.",
+    500: "Internal error.",
     503: "The model is not available.",
 }
 _OPENAI_STATUSES = {status: text for status, text in _STATUSES.items() if status != 422}
@@ -39,10 +38,10 @@ _OPENAI_ERROR: Schema = {"$ref": "#/components/schemas/OpenAIError"}
 
 
 def document() -> Schema:
-    """The OpenAPI document of every route.
+    """The document, with all routes.
 
     Raises:
-        KeyError: a field or a route has no description here.
+        KeyError: a field or a route has no schema in this module.
     """
     paths: Schema = {}
     for route, names in routes().items():
@@ -51,7 +50,7 @@ def document() -> Schema:
         if below:
             path["parameters"] = [
                 {"name": "id", "in": "path", "required": True, "schema": _TEXT,
-                 "description": "May hold /, sent as %2F."}
+                 "description": "May contain /, encoded as %2F."}
             ]  # fmt: skip
         for name in names:
             kind = DOCUMENTS.get(route) if name != "POST" else None
@@ -70,7 +69,7 @@ def document() -> Schema:
             "schemas": _schemas(),
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer",
-                        "description": "The value of GPT2_API_KEY, where one is set."}
+                        "description": "The value of GPT2_API_KEY, if it is set."}
             },
         },
         "security": [{"key": []}, {}],
@@ -78,33 +77,35 @@ def document() -> Schema:
 
 
 def _operation(route: str, method: str, kind: type[Job] | None) -> Schema:
-    """One operation; `kind` is the job where the route is one of `DOCUMENTS`."""
+    """An operation; `kind` is the job of a route in `DOCUMENTS`, else None."""
     if kind is not None:
         described: dict[type[Job], tuple[str, dict[str, str | None]]] = {
             Health: (
-                "Whether the function answers; opens no model",
+                "Check that the function responds, without opening the model",
                 {"application/json": "Health"},
             ),
-            Page: ("The page for people", {"text/html": None}),
+            Page: ("The web page", {"text/html": None}),
             OpenApi: ("This document", {"application/json": None}),
         }
         summary, content = described[kind]
-        reply = _reply(content) if method == "GET" else {"description": "Without the body."}
+        reply = (
+            _reply(content) if method == "GET" else {"description": "The headers without the body."}
+        )
         return {"summary": summary, "security": [], "responses": {"200": reply}}
     if route == f"{openai.MODELS}/":
-        return _reading("The model with this id", "Model")
+        return _reading("Look up a model", "Model")
     if route == openai.MODELS:
-        return _reading("The models that are served, without opening one", "Models")
+        return _reading("List the models, without opening them", "Models")
     if route == "/v1/chat/completions":
         chat = {"required": True, "content": {"application/json": {"schema": _OBJECT}}}
         errors = _errors(dict.fromkeys((400, 401, 413, 415, 500), "")) | {
             "404": {"description": "Chat completions are not supported: GPT-2 continues text.",
                     "content": {"application/json": {"schema": _OPENAI_ERROR}}}
         }  # fmt: skip
-        return {"summary": "Not served", "deprecated": True, "requestBody": chat,
+        return {"summary": "Not supported", "deprecated": True, "requestBody": chat,
                 "responses": errors}  # fmt: skip
     if route == openai.COMPLETIONS:
-        return _generating("Continue prompts, as OpenAI's completions", _ref("CompletionRequest"),
+        return _generating("Continue prompts (OpenAI completions)", _ref("CompletionRequest"),
                            _ref("Completion"), _OPENAI_STATUSES, _OPENAI_ERROR)  # fmt: skip
     return _generating(
         "Continue prompts",
@@ -119,7 +120,7 @@ def _generating(
     summary: str, request: Schema, reply: Schema, statuses: Mapping[int, str], error: Schema
 ) -> Schema:
     done = {
-        "description": "The continuation; with `stream` as server-sent events.",
+        "description": "The continuation; server-sent events if `stream` is true.",
         "content": {
             "application/json": {"schema": reply},
             "text/event-stream": {},
@@ -142,7 +143,7 @@ def _reply(content: Mapping[str, str | None]) -> Schema:
         kind: {"schema": _ref(name)} if name else {"schema": _OBJECT if "json" in kind else _TEXT}
         for kind, name in content.items()
     }
-    return {"description": "Done.", "content": schemas}
+    return {"description": "Success.", "content": schemas}
 
 
 def _errors(statuses: Mapping[int, str], error: Schema = _OPENAI_ERROR) -> Schema:
@@ -158,19 +159,19 @@ def _ref(name: str) -> Schema:
 
 
 def _or_null(schema: Schema) -> Schema:
-    """Null is a field left out."""
+    """The schema or null, which counts as a missing field."""
     if "type" in schema:
         kind = schema["type"]
         return schema | {"type": [*(kind if isinstance(kind, list) else [kind]), "null"]}
     return {"anyOf": [*schema["anyOf"], {"type": "null"}]}
 
 
-def _some(item: Schema, most: int = shared.MAX_PROMPTS) -> Schema:
+def _list(item: Schema, most: int = shared.MAX_PROMPTS) -> Schema:
     return {"type": "array", "items": item, "minItems": 1, "maxItems": most}
 
 
 def _fields() -> dict[str, Schema]:
-    """The schema of every field of the dialects, without the prompts."""
+    """The schemas of all request fields except the prompts."""
     stop = {"type": "string", "minLength": 1, "maxLength": shared.MAX_STOP_CHARACTERS}
     choices = {"type": "integer", "minimum": 1, "maximum": shared.MAX_PROMPTS}
     sampling: dict[str, Schema] = {
@@ -191,7 +192,7 @@ def _fields() -> dict[str, Schema]:
         },
         "logprobs": {"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS},
         "n": choices,
-        "best_of": choices | {"description": "Equal to n."},
+        "best_of": choices | {"description": "Must be equal to n."},
         "model": _TEXT,
         "user": _TEXT,
         "stream_options": {
@@ -207,7 +208,7 @@ def _fields() -> dict[str, Schema]:
 
 
 def _request(prompt: str, schema: Schema, names: Iterable[str], **other: Schema) -> Schema:
-    """An object with these fields and no others; the prompt is required."""
+    """An object with only these fields; the prompt is required."""
     known = _fields()
     properties = {
         name: other[name] if name in other else _or_null(known[name])
@@ -222,22 +223,22 @@ def _request(prompt: str, schema: Schema, names: Iterable[str], **other: Schema)
     }
 
 
-def _closed(**properties: Schema) -> Schema:
-    """A part of a reply, with all of these properties."""
+def _object(**properties: Schema) -> Schema:
+    """An object with these properties, all required."""
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def _schemas() -> dict[str, Schema]:
-    texts: Schema = {"anyOf": [_TEXT, _some(_TEXT)]}
-    ids = _some(_COUNT, 2**31)
-    usage = _closed(prompt_tokens=_COUNT, completion_tokens=_COUNT)
+    texts: Schema = {"anyOf": [_TEXT, _list(_TEXT)]}
+    ids = _list(_COUNT, 2**31)
+    usage = _object(prompt_tokens=_COUNT, completion_tokens=_COUNT)
     item = {
         "generated_text": _TEXT,
         "finish_reason": {"enum": ["length", "stop", "eos", "deadline"]},
         "usage": usage,
     }
     report = {
-        "timings_ms": _closed(**{name: {"type": "number", "minimum": 0} for name in PHASES}),
+        "timings_ms": _object(**{name: {"type": "number", "minimum": 0} for name in PHASES}),
         "cold_start": _FLAG,
         "model": _or_null(_TEXT),
         "model_source": _or_null(_TEXT),
@@ -246,8 +247,8 @@ def _schemas() -> dict[str, Schema]:
     neutral: dict[str, Schema] = {
         name: {"enum": [*values, None]} for name, values in huggingface.NEUTRAL.items()
     }
-    model = _closed(id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT)
-    choice = _closed(
+    model = _object(id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT)
+    choice = _object(
         text=_TEXT,
         index=_COUNT,
         logprobs={"type": ["object", "null"]},
@@ -256,8 +257,8 @@ def _schemas() -> dict[str, Schema]:
     param = _or_null(_TEXT)
     return {
         "NativeRequest": _request("prompt", texts, native.FIELDS, id={}),
-        "NativeReply": _closed(**item, **report),
-        "NativeReplies": _closed(generations={"type": "array", "items": _closed(**item)}, **report),
+        "NativeReply": _object(**item, **report),
+        "NativeReplies": _object(generations={"type": "array", "items": _object(**item)}, **report),
         "HuggingFaceRequest": _request(
             "inputs",
             texts,
@@ -277,24 +278,24 @@ def _schemas() -> dict[str, Schema]:
             },
         },
         "CompletionRequest": _request(
-            "prompt", {"anyOf": [_TEXT, _some(_TEXT), ids, _some(ids)]}, openai.FIELDS
+            "prompt", {"anyOf": [_TEXT, _list(_TEXT), ids, _list(ids)]}, openai.FIELDS
         ),
-        "Completion": _closed(
+        "Completion": _object(
             id=_TEXT,
             object={"const": "text_completion"},
             created=_COUNT,
             model=_TEXT,
             choices={"type": "array", "items": choice},
-            usage=_closed(prompt_tokens=_COUNT, completion_tokens=_COUNT, total_tokens=_COUNT),
+            usage=_object(prompt_tokens=_COUNT, completion_tokens=_COUNT, total_tokens=_COUNT),
         ),
         "Model": model,
-        "Models": _closed(object={"const": "list"}, data={"type": "array", "items": _ref("Model")}),
-        "Health": _closed(status={"const": "ok"}, **report),
-        "Error": _closed(error=_closed(type=_TEXT, message=_TEXT, param=param)),
-        "HuggingFaceError": _closed(
+        "Models": _object(object={"const": "list"}, data={"type": "array", "items": _ref("Model")}),
+        "Health": _object(status={"const": "ok"}, **report),
+        "Error": _object(error=_object(type=_TEXT, message=_TEXT, param=param)),
+        "HuggingFaceError": _object(
             error=_TEXT, error_type={"enum": ["validation", "overloaded", "generation"]}
         ),
-        "OpenAIError": _closed(
-            error=_closed(message=_TEXT, type=_TEXT, param=param, code=_or_null(_TEXT))
+        "OpenAIError": _object(
+            error=_object(message=_TEXT, type=_TEXT, param=param, code=_or_null(_TEXT))
         ),
     }

@@ -1,4 +1,4 @@
-"""The environment, read once into one immutable `Settings`."""
+"""The settings, from environment variables; see docs/settings.md."""
 
 import math
 import os
@@ -16,8 +16,8 @@ MAX_COUNT = 2**63 - 1
 MAX_THREADS = 1024
 MAX_RESULTS_BYTES = 512
 ACCEPTED_URIS = "s3://bucket/prefix, hf://owner/name[@revision] or demo"
+# Patterns are strings: most starts do not need them, and compiling takes time.
 # Bucket names and aliases: Amazon S3 User Guide, "General purpose bucket naming rules".
-# Compiled when a URI is there.
 _S3_URI = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f?#]*)?"
 _STATE_MACHINE = r"arn:aws[a-z-]*:states:[a-z0-9-]+:[0-9]{12}:stateMachine:[^\s]{1,80}"
 _ORIGIN = r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
@@ -26,61 +26,59 @@ _HUB_URI = r"hf://\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?"
 
 
 class Secret(str):
-    """A text that does not show when it is printed by accident."""
+    """A string whose `repr` does not contain its value."""
 
     def __repr__(self) -> str:
         return "'…'"
 
 
 class Settings(NamedTuple):
-    """What the operator chose. See docs/settings.md."""
+    """The settings, validated."""
 
     model_dir: str = DEFAULT_MODEL_DIR
-    """The volume's path."""
+    """Path of the volume."""
     model_uri: str | None = None
-    """`s3://…`, `hf://…` or `demo`; None: the demo, unless `model_dir` was named."""
+    """`s3://…`, `hf://…` or `demo`; None: the demo, unless `model_dir_named`."""
     model_dir_named: bool = False
-    """Whether `model_dir` was chosen, so that its lack is an error."""
+    """Whether GPT2_MODEL_DIR is set; a missing model there is then an error."""
     model_sha256: str | None = None
-    """Lower-case hex digest that the manifest or the weights file must have."""
+    """Expected digest of the manifest or the weights file, in lower-case hexadecimal."""
     cache_dir: str = "/tmp/gpt2"  # noqa: S108 (Lambda has no other writable place)
-    """Where downloads go."""
+    """Directory for downloads."""
     max_new_tokens: int | None = None
     """Upper limit for a request; None is the model's context."""
     max_prompt_tokens: int | None = None
     """Upper limit for a request; None is the model's context."""
     max_waiting: int = 64
-    """Requests that may be under way in one process; one more is refused."""
+    """Maximum number of requests in progress in one process; more are rejected."""
     preload: Literal["lazy", "init"] = "lazy"
     threads: int = 1
     kernels: Literal["auto", "native", "numpy"] = "auto"
-    """What computes: the compiled kernels where they run, else NumPy; or one of them alone."""
+    """`auto`: the compiled kernels if they run on this processor, else NumPy."""
     prompt_lookup: bool = True
-    """Whether a request that is decoded alone may get several tokens in a pass."""
+    """Whether a pass may decode several tokens of a request that runs alone."""
     results: str | None = None
     """`s3://bucket/prefix` for the results of batches."""
     state_machine: str | None = None
-    """ARN of the state machine that takes files over `max_object_bytes`."""
+    """ARN of the state machine that processes files over `max_object_bytes`."""
     max_object_bytes: int = 64 << 20
     base_path: str = ""
-    """A path prefix to take off, `/gpt2`; "" is none."""
+    """Path prefix to strip from requests, such as `/gpt2`; "" for none."""
     api_key: Secret | None = None
-    """What HTTP requests must carry where IAM has not checked them; None: nothing."""
+    """Key that HTTP requests must send unless IAM has authorized them; None: no key needed."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages browsers let use the function; `*` is every one."""
+    """Origins that may call the function from a browser; `*` allows all."""
     stream: tuple[str, ...] = ()
-    """The doors that stream: `url`, `rest` or both."""
+    """Endpoints whose replies are streamed: `url`, `rest` or both."""
     http_timeout: int | None = None
-    """Seconds after which nobody waits for an HTTP reply; None: what the event's source is known
-    for.
-    """
+    """Seconds until an HTTP caller times out; None: the default of the event's source."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read and check every variable; an empty one counts as unset.
+        """Read and validate all variables; an empty one counts as unset.
 
         Raises:
-            SettingsError: names the variable, its value and what is accepted.
+            SettingsError: a variable is invalid; the message has its value and what is accepted.
         """
 
         def text(name: str) -> str | None:
@@ -90,11 +88,11 @@ class Settings(NamedTuple):
             value = text(name)
             if value is None:
                 return None
-            # int() refuses thousands of digits by itself.
+            # The length is limited because int() raises for thousands of digits.
             digits = value.isascii() and value.isdigit() and len(value.lstrip("0")) < 20
             if not digits or not 1 <= int(value.lstrip("0") or "0") <= most:
                 upper = "" if most == MAX_COUNT else f" to {most}"
-                raise SettingsError(name, value, f"a whole number from 1{upper}")
+                raise SettingsError(name, value, f"an integer from 1{upper}")
             return int(value.lstrip("0"))
 
         model_dir = text("GPT2_MODEL_DIR")
@@ -115,11 +113,11 @@ class Settings(NamedTuple):
             raise SettingsError("GPT2_PROMPT_LOOKUP", prompt_lookup, "on or off")
         results = text("GPT2_RESULTS")
         if results and not re.fullmatch(_S3_URI, results):
-            shown = without_secrets(results)
-            raise SettingsError("GPT2_RESULTS", shown, "s3://bucket or s3://bucket/prefix")
+            accepted = "s3://bucket or s3://bucket/prefix"
+            raise SettingsError("GPT2_RESULTS", without_secrets(results), accepted)
         if results and len(results.encode()) > MAX_RESULTS_BYTES:
-            most = f"at most {MAX_RESULTS_BYTES} bytes: S3's keys have 1,024"
-            raise SettingsError("GPT2_RESULTS", results, most)
+            accepted = f"at most {MAX_RESULTS_BYTES} bytes, because S3 keys are limited to 1,024"
+            raise SettingsError("GPT2_RESULTS", results, accepted)
         machine = text("GPT2_STATE_MACHINE")
         if machine and not re.fullmatch(_STATE_MACHINE, machine):
             raise SettingsError("GPT2_STATE_MACHINE", machine, "the ARN of a state machine")
@@ -172,24 +170,24 @@ class Settings(NamedTuple):
 
 
 def local_address(environ: Mapping[str, str]) -> str:
-    """Where the local servers listen: `HOST`, or this machine alone."""
+    """The address that local servers listen on: `HOST`, or loopback."""
     return environ.get("HOST") or LOOPBACK
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI names a model that can be downloaded."""
+    """Whether a URI is `s3://…` or `hf://…`."""
     return bool(re.fullmatch(_S3_URI, uri) or re.fullmatch(_HUB_URI, uri, re.ASCII))
 
 
 def without_secrets(uri: str) -> str:
-    """A URI to be shown: a presigned address carries its signature in the query."""
+    """A URI without credentials and query (presigned URLs have a signature there), for messages."""
     scheme, mark, rest = uri.partition("?")[0].partition("://")
     host, slash, path = rest.partition("/")
     return scheme + mark + host.rpartition("@")[2] + slash + path
 
 
 def _vcpus(environ: Mapping[str, str]) -> int:
-    """The vCPUs that the memory size buys, or outside of Lambda those this process may use."""
+    """The vCPUs of the function's memory size; outside of Lambda, the usable CPUs."""
     usable = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -84,15 +84,15 @@ class _Stream:
             self.close()
             raise
         except Exception as error:  # noqa: BLE001 (sent as an event, and logged)
-            shown = (
+            self._end(error)
+            failure = (
                 error
                 if isinstance(error, GPT2Error)
                 else InternalError("internal error; see the function log")
             )
-            self._end(error)
-            if status_of(shown) >= 500:
-                self._failure = shown
-            return self._request.dialect.error_event(shown)
+            if status_of(failure) >= 500:
+                self._failure = failure
+            return self._request.dialect.error_event(failure)
 
     def close(self) -> None:
         """End the stream and cancel the running sequences."""

@@ -99,7 +99,7 @@ def test_threads_are_set_before_numpy_is_imported() -> None:
 def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
     loaded = modules_after(
         "from handler.app import function, lambda_handler\n"
-        "assert function._engine is not None\n"
+        "assert function.model.engine is not None\n"
         "first = lambda_handler({'prompt': 'abc', 'max_new_tokens': 1})\n"
         "assert first['cold_start'] and first['timings_ms']['map'] > 0\n"
         "second = lambda_handler({'prompt': 'abc', 'max_new_tokens': 1})\n"

@@ -39,7 +39,7 @@ def dialect_of(fields: Mapping[str, Any], path: str | None = None) -> "Dialect |
         (
             dialect
             for dialect in dialects()
-            if (path is None or path in dialect.routes) and dialect.recognises(fields)
+            if (path is None or path in dialect.routes) and dialect.recognizes(fields)
         ),
         None,
     )

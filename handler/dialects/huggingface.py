@@ -43,7 +43,7 @@ class HuggingFace:
 
     routes: Mapping[str, tuple[str, ...]] = {"/": ("POST",), "/generate": ("POST",)}
 
-    def recognises(self, fields: Mapping[str, Any]) -> bool:
+    def recognizes(self, fields: Mapping[str, Any]) -> bool:
         """Whether there is a field `inputs`."""
         return "inputs" in fields
 
@@ -57,7 +57,7 @@ class HuggingFace:
         shared.check_known(fields, FIELDS)
         if not isinstance(fields.get("options") or {}, dict):
             raise BadRequest(
-                f"options is {shared.shown(fields['options'])}, not an object", param="options"
+                f"options is {shared.short_repr(fields['options'])}, not an object", param="options"
             )
         parameters = _parameters(fields)
         prompts, is_list = shared.prompts_of(fields["inputs"], "inputs")
@@ -138,7 +138,7 @@ def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not isinstance(parameters, dict):
         raise BadRequest(
-            f"parameters is {shared.shown(parameters)}, not an object", param="parameters"
+            f"parameters is {shared.short_repr(parameters)}, not an object", param="parameters"
         )
     for name in UNSUPPORTED:
         if parameters.get(name) is not None:
@@ -152,7 +152,8 @@ def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
         value = parameters.get(name)
         if value is not None and value not in accepted:
             raise BadRequest(
-                f"{name} is {shared.shown(value)}; only {shared.shown(accepted[0])} is supported",
+                f"{name} is {shared.short_repr(value)}; only {shared.short_repr(accepted[0])} is"
+                " supported",
                 param=f"parameters.{name}",
             )
     return parameters

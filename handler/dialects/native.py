@@ -27,7 +27,7 @@ class Native:
 
     routes: Mapping[str, tuple[str, ...]] = {"/": ("POST",), "/generate": ("POST",)}
 
-    def recognises(self, fields: Mapping[str, Any]) -> bool:
+    def recognizes(self, fields: Mapping[str, Any]) -> bool:
         """Whether there is a field `prompt`."""
         return "prompt" in fields
 

@@ -49,7 +49,7 @@ class OpenAI:
         f"{MODELS}/": ("GET",),
     }
 
-    def recognises(self, fields: Mapping[str, Any]) -> bool:  # noqa: ARG002
+    def recognizes(self, fields: Mapping[str, Any]) -> bool:  # noqa: ARG002
         """Always false: its fields are those of the native dialect, so only the path decides."""
         return False
 
@@ -91,7 +91,9 @@ class OpenAI:
         for name, kind, what in (("user", str, "a string"), ("model", str, "a string"),
                                  ("stream_options", dict, "an object")):  # fmt: skip
             if not isinstance(fields.get(name), kind | None):
-                raise BadRequest(f"{name} is {shared.shown(fields[name])}, not {what}", param=name)
+                raise BadRequest(
+                    f"{name} is {shared.short_repr(fields[name])}, not {what}", param=name
+                )
         options = fields.get("stream_options") or {}
         if options and not stream:
             raise BadRequest("stream_options requires stream: true", param="stream_options")
@@ -208,7 +210,8 @@ def models(name: str, wanted: str | None) -> dict[str, Any]:
     known = [n.replace("//", "/") for n in (name, model_id(name))]
     if wanted.replace("//", "/") not in known:
         raise ModelNotServed(
-            f"model {shared.shown(wanted)} is not available: use {model_id(name)}", param="model"
+            f"model {shared.short_repr(wanted)} is not available: use {model_id(name)}",
+            param="model",
         )
     return model
 
@@ -237,7 +240,7 @@ def _integer(fields: Mapping[str, Any], name: str, minimum: int, maximum: int) -
     value = fields.get(name)
     if value is not None and (type(value) is not int or not minimum <= value <= maximum):
         raise BadRequest(
-            f"{name} is {shared.shown(value)}, not an integer from {minimum} to {maximum}",
+            f"{name} is {shared.short_repr(value)}, not an integer from {minimum} to {maximum}",
             param=name,
         )
     return value
@@ -330,7 +333,7 @@ class _Offsets:
         found = []
         for token in tokens:
             found.append(min(self._at, length))
-            if token.is_shown or is_prompt:
+            if token.in_text or is_prompt:
                 self._at += len(self._decoder.decode(token.text))
         return found
 

@@ -42,7 +42,7 @@ class Dialect(Protocol):
     Other methods than POST are handled by `read(path) -> Job`.
     """
 
-    def recognises(self, fields: Mapping[str, Any]) -> bool:
+    def recognizes(self, fields: Mapping[str, Any]) -> bool:
         """Whether these are fields of a request in this dialect."""
 
     def from_form(self, form: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class EventStream:
         return f"data: {data}\n\n"
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value for an error message: truncated, ASCII, one line; for a container only its type."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
@@ -186,7 +186,7 @@ def typed_form(form: Mapping[str, list[str]]) -> dict[str, Any]:
             fields[name] = values
             continue
         if len(values) > 1:
-            raise BadRequest(f"{shown(name)} occurs {len(values)} times", param=param_of(name))
+            raise BadRequest(f"{short_repr(name)} occurs {len(values)} times", param=param_of(name))
         (value,) = values
         if name in _NUMBERS and value.isascii() and 0 < len(value) < 21:
             fields[name] = _number(value)
@@ -235,7 +235,7 @@ def _biases(biases: Mapping[str, Any], param: str) -> dict[int, Any]:
         )
     for token in biases:
         if not (token.isascii() and token.isdigit() and len(token) < 10):
-            raise BadRequest(f"{param}: {shown(token)} is not a token id", param=param)
+            raise BadRequest(f"{param}: {short_repr(token)} is not a token id", param=param)
     return {int(token): value for token, value in biases.items()}
 
 
@@ -244,7 +244,7 @@ def check_known(fields: Mapping[str, Any], known: Sequence[str], prefix: str = "
     for name in fields:
         if name not in known:
             raise BadRequest(
-                f"unknown field {shown(name)}; known fields: {', '.join(known)}",
+                f"unknown field {short_repr(name)}; known fields: {', '.join(known)}",
                 param=prefix + param_of(str(name)),
             )
 
@@ -277,14 +277,16 @@ def prompts_of(value: Any, param: str) -> tuple[tuple[str, ...], bool]:
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             where = f"{param}[{i}]" if isinstance(value, list) else param
-            raise BadRequest(f"{where} is {shown(prompt)}, not a string", param=where)
+            raise BadRequest(f"{where} is {short_repr(prompt)}, not a string", param=where)
     return tuple(prompts), isinstance(value, list)
 
 
 def count(value: Any, param: str) -> int | None:
     """An integer of at least 0, or None."""
     if value is not None and (type(value) is not int or value < 0):
-        raise BadRequest(f"{param} is {shown(value)}, not an integer of at least 0", param=param)
+        raise BadRequest(
+            f"{param} is {short_repr(value)}, not an integer of at least 0", param=param
+        )
     return value
 
 
@@ -309,7 +311,7 @@ def flag(value: Any, param: str, default: bool) -> bool:
     if value is None:
         return default
     if type(value) is not bool:
-        raise BadRequest(f"{param} is {shown(value)}, not true or false", param=param)
+        raise BadRequest(f"{param} is {short_repr(value)}, not true or false", param=param)
     return value
 
 

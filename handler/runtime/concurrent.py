@@ -20,11 +20,11 @@ LONGEST_PAUSE_S = 5.0
 def run(address: str, handler: Handler, count: int, pause: Callable[[float], None] = sleep) -> int:
     """Process up to `count` events concurrently, until the process ends.
 
-    If the handler's module defines `share()`, it is called first.
+    If the handler's module defines `enable_concurrency()`, it is called first.
     """
-    share = getattr(sys.modules[handler.__module__], "share", None)
-    if share:
-        share()
+    enable = getattr(sys.modules[handler.__module__], "enable_concurrency", None)
+    if enable:
+        enable()
     for _ in range(count - 1):
         threading.Thread(target=_poll, args=(address, handler, pause), daemon=True).start()
     _poll(address, handler, pause)

@@ -37,11 +37,11 @@ def source_of(event: Any) -> "Source":
     """
     if isinstance(event, dict):
         for key, module in _MODULES:
-            if key in event and (found := _load(module).recognise(event)):
+            if key in event and (found := _load(module).recognize(event)):
                 return found  # type: ignore[no-any-return]
     # EventBridge Pipes send the records of a queue as a list.
     module = "sqs" if isinstance(event, list) else "direct"
-    found = _load(module).recognise(event)
+    found = _load(module).recognize(event)
     if found:
         return found  # type: ignore[no-any-return]
     raise UnsupportedEvent(
@@ -51,4 +51,4 @@ def source_of(event: Any) -> "Source":
 
 def _load(name: str) -> Any:
     # Like `import_module`, without importing importlib at a cold start.
-    return __import__(f"handler.sources.{name}", fromlist=["recognise"])
+    return __import__(f"handler.sources.{name}", fromlist=["recognize"])

@@ -7,7 +7,7 @@ Standard's application/x-www-form-urlencoded.
 import binascii
 from typing import Any
 
-from handler.dialects.request import EXAMPLE, parse_json, shown
+from handler.dialects.request import EXAMPLE, parse_json, short_repr
 from handler.errors import (
     BadRequest,
     BodyTooLarge,
@@ -33,7 +33,7 @@ def text_of(body: Any, is_base64: bool, encodings: str) -> str:
     if body is None or body == "":
         raise BadRequest(f"the body is empty: send {EXAMPLE}", param="body")
     if not isinstance(body, str):
-        raise BadRequest(f"the event's body is {shown(body)}, not a string", param="body")
+        raise BadRequest(f"the event's body is {short_repr(body)}, not a string", param="body")
     if len(body) > MAX_PAYLOAD_BYTES * 4 // 3 + 4:
         raise _too_large(len(body))
     if not is_base64:
@@ -80,12 +80,12 @@ def is_form(content_type: str, text: str) -> bool:
     kind = kind.strip()
     charset = parameters.partition("charset=")[2].strip(' "') or "utf-8"
     if charset.split(";")[0].strip(' "') not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedContentType(f"charset {shown(charset)} is not supported: send UTF-8")
+        raise UnsupportedContentType(f"charset {short_repr(charset)} is not supported: send UTF-8")
     if kind in ("", "application/json", "text/json") or kind.endswith("+json"):
         return False
     if kind != "application/x-www-form-urlencoded":
         raise UnsupportedContentType(
-            f"content type {shown(kind)} is not supported: send application/json or a form"
+            f"content type {short_repr(kind)} is not supported: send application/json or a form"
         )
     # `curl -d '{…}'` sends JSON with the content type of a form.
     return not text.lstrip().startswith("{")
@@ -100,7 +100,7 @@ def json_fields(text: str) -> dict[str, Any]:
     fields = parse_json(text, "the body", "body")
     if not isinstance(fields, dict):
         raise BadRequest(
-            f"the body is {shown(fields)}, not an object: send {EXAMPLE}", param="body"
+            f"the body is {short_repr(fields)}, not an object: send {EXAMPLE}", param="body"
         )
     return fields
 
@@ -142,8 +142,8 @@ def _unzipped(raw: bytes, encodings: str) -> bytes:
             raw = _inflated(raw, name, 15) if is_zlib else raw
         elif name != "identity":
             raise UnsupportedContentEncoding(
-                f"content coding {shown(name)} is not supported: use {' or '.join(CODINGS)}, or"
-                " send the body uncompressed"
+                f"content coding {short_repr(name)} is not supported: use"
+                f" {' or '.join(CODINGS)}, or send the body uncompressed"
             )
     return raw
 

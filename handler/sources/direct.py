@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from handler.telemetry import Report
 
 
-def recognise(event: Any) -> "Direct | None":
+def recognize(event: Any) -> "Direct | None":
     """Whether the event itself is a request."""
     if not isinstance(event, dict):
         return None

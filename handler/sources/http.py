@@ -1,7 +1,7 @@
-"""HTTP requests as API Gateway, Function URLs and load balancers wrap them, and their replies.
+"""HTTP requests from API Gateway, Function URLs and load balancers, and their replies.
 
 Shapes: AWS Lambda Developer Guide (Function URL, ALB), API Gateway Developer Guide ("Lambda proxy
-integration", formats 1.0 and 2.0); `Server-Timing` is W3C Server Timing, in milliseconds.
+integration", formats 1.0 and 2.0), W3C Server Timing.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
 from handler.dialects import dialect_at, dialect_of, dialects, route_of
-from handler.dialects.request import EventStream, shown
+from handler.dialects.request import EventStream, short_repr
 from handler.errors import (
     BadRequest,
     MethodNotAllowed,
@@ -20,7 +20,7 @@ from handler.errors import (
     Unauthorized,
     UnsupportedContentEncoding,
 )
-from handler.jobs import ACTIONS, Document, Generate, Health, Job, OpenApi, Page, Show
+from handler.jobs import ACTIONS, Document, Generate, Health, Job, OpenApi, Page, Preflight
 from handler.sources import body
 from handler.sources.source import Source
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from handler.telemetry import Report
 
 HEALTH = "/health"
-# Routes that need no key.
+# GET routes that do not need a key.
 DOCUMENTS: dict[str, type[Job]] = {HEALTH: Health, "/": Page, "/openapi.json": OpenApi}
 _READ = ("GET", "HEAD")
 MAX_ALB_BYTES = 1024 * 1024
@@ -42,10 +42,7 @@ _REASONS = {
 
 
 class HttpResponse:
-    """What goes back over HTTP, apart from how its source wraps it.
-
-    `close` it when it has been sent, or will not be: `chunks` may be under way.
-    """
+    """An HTTP response, independent of the source. Call `close` after sending it or giving up."""
 
     def __init__(
         self, status: int, headers: Mapping[str, str], body: str = "", chunks: Iterable[str] = ()
@@ -54,21 +51,21 @@ class HttpResponse:
         self.headers = headers
         self.body = body
         self.chunks = chunks
-        """Pieces that follow `body`, as they come."""
+        """Chunks of the body that follow `body`, generated while they are sent."""
 
     def close(self) -> None:
-        """Stop whatever makes `chunks`."""
+        """Stop the generation of `chunks`."""
         close = getattr(self.chunks, "close", None)
         if close:
             close()
 
     def text(self) -> str:
-        """The whole body, for a source that does not stream."""
+        """The complete body, for a source that does not stream."""
         return self.body + "".join(self.chunks)
 
 
-def recognise(event: dict[str, Any]) -> "Http | None":
-    """Whether this is an HTTP request; an authorizer's question about one is not."""
+def recognize(event: dict[str, Any]) -> "Http | None":
+    """Whether this is an HTTP request. Requests to Lambda authorizers are not."""
     context = event["requestContext"]
     if not isinstance(context, dict) or "methodArn" in event or "routeArn" in event:
         return None
@@ -81,78 +78,78 @@ def recognise(event: dict[str, Any]) -> "Http | None":
 
 
 def routes() -> dict[str, tuple[str, ...]]:
-    """Every path that is served, with its methods."""
-    served = {path: methods for d in dialects() for path, methods in d.routes.items()}
-    return served | {path: (*served.get(path, ()), *_READ) for path in DOCUMENTS}
+    """All paths with their methods."""
+    found = {path: methods for d in dialects() for path, methods in d.routes.items()}
+    return found | {path: (*found.get(path, ()), *_READ) for path in DOCUMENTS}
 
 
 class Http(Source):
-    """A request over HTTP, whose errors are replies."""
+    """An HTTP request. Errors are replies."""
 
     raises = False
     is_decoded = False
-    """Whether the path arrives without percent signs."""
-    waits_s: float | None = None
-    """After how many seconds the source gives up and answers by itself."""
+    """Whether the source has percent-decoded the path."""
+    default_timeout_s: float | None = None
+    """Seconds after which the source returns a timeout error to the client; None if never."""
     header_fields: tuple[str, ...] = ("multiValueHeaders", "headers")
-    """Where the event has its headers."""
-    door: str | None = None
-    """What GPT2_STREAM calls it, where it can stream."""
+    """Fields of the event that may contain the headers, in order of preference."""
+    stream_option: str | None = None
+    """Option of GPT2_STREAM that enables streaming; None if the source cannot stream."""
 
     def __init__(self, event: dict[str, Any]) -> None:
         super().__init__(event)
         self._context: dict[str, Any] = event["requestContext"]
-        self._sends_as = "event"
+        self._format = "event"  # of the reply: "event", "response" or "frames"
         self._cors: Mapping[str, str] = {}  # headers of every reply
-        self._dialect = next(dialects())  # errors are told in it until there is a better one
+        self._dialect = next(dialects())  # renders errors until the route or the fields are known
         sent = self._context.get("timeEpoch", self._context.get("requestTimeEpoch"))
         self.sent_at = sent / 1000 if type(sent) in (int, float) else None
 
     def timeout_s(self, settings: "Settings") -> float | None:
-        """What the settings say, or what this source is known for. Who gets a stream waits on."""
-        return settings.http_timeout or (None if self.streams else self.waits_s)
+        """GPT2_HTTP_TIMEOUT, or the source's own timeout, which does not apply to streams."""
+        return settings.http_timeout or (None if self.streams else self.default_timeout_s)
 
     def connect(self, settings: "Settings", context: Any) -> None:
-        """Whoever calls the function may take a response as it is, or frames of one that streams.
+        """Stream if GPT2_STREAM enables it and the runtime supports it; the event does not say.
 
-        AWS's client takes neither, nor is the door of an event told apart by anything else.
+        awslambdaric does not support streams. `handler.server` sends `HttpResponse` objects.
         """
-        if getattr(context, "takes_responses", False):
-            self._sends_as, self.streams = "response", True
-        elif self.door in settings.stream and getattr(context, "accepts_streams", False):
-            self._sends_as, self.streams = "frames", True
+        if getattr(context, "accepts_responses", False):
+            self._format, self.streams = "response", True
+        elif self.stream_option in settings.stream and getattr(context, "accepts_streams", False):
+            self._format, self.streams = "frames", True
 
     def parse(self, settings: "Settings") -> Job:
-        """What the request asks for.
+        """The job that the request asks for.
 
         Raises:
             BadRequest, Unauthorized, RouteNotFound, MethodNotAllowed, BodyTooLarge, LimitExceeded,
-            UnsupportedContentType, UnsupportedContentEncoding: what the caller did wrong.
+            UnsupportedContentType, UnsupportedContentEncoding: the request is invalid.
         """
         method, path = self._method_and_path()
-        path = _served_path(path, self._context.get("stage"), settings.base_path)
+        path = _strip_prefixes(path, self._context.get("stage"), settings.base_path)
         if settings.cors_origins:
             from handler import cors
 
             self._cors = cors.headers_of(self._header("origin"), settings.cors_origins)
-            asks = method == "OPTIONS" and self._header("access-control-request-method")
-            if asks and (methods := _methods_of(path)):
-                return Show(Document("", cors.preflight(methods)))
+            preflight = method == "OPTIONS" and self._header("access-control-request-method")
+            if preflight and (methods := _methods_of(path)):
+                return Preflight(cors.preflight(methods))
         if path in DOCUMENTS and method in _READ:
             return DOCUMENTS[path]()
         dialect, methods = dialect_at(path), _methods_of(path)
         self._dialect = dialect or self._dialect
-        # Before the route: strangers learn no routes, and cause no errors that alarms count.
-        if settings.api_key is not None and not self._is_signed():
+        # Before the route is checked: 401 reveals no routes, and alarms do not count it.
+        if settings.api_key is not None and not self._is_iam_authorized():
             self._check_key(settings.api_key)
         if not methods:
             known = ", ".join(f"{methods[0]} {route}" for route, methods in routes().items())
-            raise RouteNotFound(f"no route {shown(path)}: there are {known}")
+            raise RouteNotFound(f"no route {short_repr(path)}; routes: {known}")
         if method not in methods:
-            raise MethodNotAllowed(shown(method), path, ", ".join(methods))
+            raise MethodNotAllowed(short_repr(method), path, ", ".join(methods))
         assert dialect
         if method != "POST":
-            job: Job = dialect.read(path)  # type: ignore[attr-defined]  # those with such routes
+            job: Job = dialect.read(path)  # type: ignore[attr-defined]  # dialects with GET routes
             return job
         event = self._event
         text = body.text_of(
@@ -167,20 +164,23 @@ class Http(Source):
             self._dialect = dialect_of(fields, path) or dialect
         for action in ACTIONS:
             if action in fields:
-                raise BadRequest(f"{action} is for direct invokes, not over HTTP", param=action)
+                raise BadRequest(
+                    f"{action} is not available over HTTP: invoke the function directly",
+                    param=action,
+                )
         return Generate(self._dialect.parse(fields))
 
     def reply(self, result: Any, report: "Report") -> Any:
-        """The result as JSON, or as an event stream."""
+        """The result as JSON, a document or an event stream."""
         return self._reply(200, result, report)
 
     def fail(self, error: GPT2Error, report: "Report") -> Any:
-        """The error in the dialect of the route, or of the fields where they are known."""
+        """The error in the dialect of the request, if it is known."""
         status, payload = self._dialect.render_error(error)
         return self._reply(status, payload, report, _headers_of(error))
 
     def wrap(self, response: HttpResponse) -> dict[str, Any]:
-        """The response in the shape that this source expects."""
+        """The response in the format of this source."""
         return {
             "statusCode": response.status,
             "headers": dict(response.headers),
@@ -191,7 +191,7 @@ class Http(Source):
     def _reply(
         self, status: int, payload: Any, report: "Report", headers: Mapping[str, str] | None = None
     ) -> Any:
-        named = {
+        all_headers = {
             "Content-Type": "application/json",
             "Cache-Control": "no-store",
             "Server-Timing": _server_timing(report),
@@ -201,30 +201,30 @@ class Http(Source):
             **(headers or {}),
         }
         if isinstance(payload, EventStream):
-            named["Content-Type"] = "text/event-stream; charset=utf-8"
-            response = HttpResponse(status, named, chunks=payload)
+            all_headers["Content-Type"] = "text/event-stream; charset=utf-8"
+            response = HttpResponse(status, all_headers, chunks=payload)
         elif isinstance(payload, Document):
-            response = HttpResponse(status, {**named, **payload.headers}, payload.text)
+            response = HttpResponse(status, {**all_headers, **payload.headers}, payload.text)
         else:
-            response = HttpResponse(status, named, json.dumps(payload, ensure_ascii=False))
-        if self._sends_as == "frames":
+            response = HttpResponse(status, all_headers, json.dumps(payload, ensure_ascii=False))
+        if self._format == "frames":
             from handler.streaming import framed
 
             return framed(response)
-        return response if self._sends_as == "response" and response.chunks else self.wrap(response)
+        return response if self._format == "response" and response.chunks else self.wrap(response)
 
-    def _is_signed(self) -> bool:
-        """Whether IAM has let the request in. The gateway says so, and no caller can."""
+    def _is_iam_authorized(self) -> bool:
+        """Whether IAM has authorized the request. A caller cannot set `requestContext`."""
         authorizer = self._context.get("authorizer")
-        identity = self._context.get("identity")  # of REST APIs, whose fields are null otherwise
+        identity = self._context.get("identity")  # of REST APIs; null fields without IAM
         return bool(
             (isinstance(authorizer, dict) and authorizer.get("iam"))
             or (isinstance(identity, dict) and identity.get("userArn"))
         )
 
     def _check_key(self, key: str) -> None:
-        """Raises `Unauthorized` unless the request carries `key` as a bearer token."""
-        from _operator import _compare_digest  # `hmac.compare_digest`, without its 5 ms
+        """Raise `Unauthorized` unless the request has `key` as its bearer token."""
+        from _operator import _compare_digest  # `hmac.compare_digest`; hmac takes 5 ms to import
 
         scheme, _, given = self._header("authorization").partition(" ")
         given = given.strip() if scheme.lower() == "bearer" else ""
@@ -232,7 +232,7 @@ class Http(Source):
             raise Unauthorized(bool(given))
 
     def _request_id(self) -> str:
-        """What the gateway calls the request; load balancers have no name for it."""
+        """The gateway's request id; a random one behind a load balancer, which has none."""
         given = self._context.get("requestId")
         return given if isinstance(given, str) and given else os.urandom(16).hex()
 
@@ -241,7 +241,7 @@ class Http(Source):
         if not isinstance(method, str) or not isinstance(path, str):
             raise BadRequest("the event has no HTTP method or path")
         if "%" in path and not self.is_decoded:
-            from urllib.parse import unquote  # 3 ms
+            from urllib.parse import unquote  # takes 3 ms to import
 
             path = unquote(path)
         while "//" in path:
@@ -249,11 +249,11 @@ class Http(Source):
         return method.upper(), path
 
     def _target(self) -> tuple[Any, Any]:
-        """The request's method and path, as the event has them."""
+        """Method and path in the event."""
         return self._event.get("httpMethod"), self._event.get("path")
 
     def _header(self, name: str) -> str:
-        """A header, its name in any case; "" if there is none. Several values become one."""
+        """The value of a header, or ""; several values are joined. `name` is in lower case."""
         for field in self.header_fields:
             headers = self._event.get(field)
             found: list[str] = []
@@ -267,52 +267,53 @@ class Http(Source):
 
 
 class RestApi(Http):
-    """A REST API of API Gateway, or an HTTP API with format 1.0."""
+    """API Gateway REST API, or HTTP API with payload format 1.0."""
 
     kind = "api_gateway_v1"
-    waits_s = 29
+    default_timeout_s = 29
 
     def __init__(self, event: dict[str, Any]) -> None:
         super().__init__(event)
-        self.is_decoded = event.get("version") == "1.0"  # only HTTP APIs have a version there
-        self.door = None if self.is_decoded else "rest"
+        is_http_api = event.get("version") == "1.0"  # REST APIs send no version
+        self.is_decoded = is_http_api
+        self.stream_option = None if is_http_api else "rest"
 
 
 class HttpApi(Http):
-    """An HTTP API of API Gateway, format 2.0."""
+    """API Gateway HTTP API with payload format 2.0."""
 
     kind = "api_gateway_v2"
     is_decoded = True
-    waits_s: float | None = 30
+    default_timeout_s: float | None = 30
 
     def _target(self) -> tuple[Any, Any]:
         return self._context["http"].get("method"), self._event.get("rawPath")
 
 
 class FunctionUrl(HttpApi):
-    """A Function URL: format 2.0 with the path as it came, and no time limit of its own."""
+    """Function URL: payload format 2.0 with an encoded path and no timeout."""
 
     kind = "function_url"
-    door = "url"
+    stream_option = "url"
     is_decoded = False
-    waits_s = None
+    default_timeout_s = None
 
 
 class LoadBalancer(Http):
-    """An Application Load Balancer."""
+    """Application Load Balancer."""
 
     kind = "alb"
-    waits_s = 60
+    default_timeout_s = 60
     max_reply_bytes = MAX_ALB_BYTES
 
     def __init__(self, event: dict[str, Any]) -> None:
         super().__init__(event)
         self.has_multi_values = "multiValueHeaders" in event
-        """With multi-value headers only `multiValueHeaders` counts, in both directions."""
+        """Whether multi-value headers are enabled, for requests and replies."""
         self.header_fields = ("multiValueHeaders" if self.has_multi_values else "headers",)
 
     def wrap(self, response: HttpResponse) -> dict[str, Any]:
-        """With the reason, which a load balancer sends on."""
+        """The response with `statusDescription`."""
         reply = super().wrap(response)
         reply["statusDescription"] = f"{response.status} {_REASONS[response.status]}"
         if self.has_multi_values:
@@ -321,29 +322,29 @@ class LoadBalancer(Http):
         return reply
 
 
-def _served_path(path: str, stage: Any, base_path: str) -> str:
-    """The path of a route, without the prefixes that gateways leave in front of it.
+def _strip_prefixes(path: str, stage: Any, base_path: str) -> str:
+    """The path without the stage and GPT2_BASE_PATH, if that is a route; else `path`.
 
-    Format 2.0 has the stage there; mappings of custom domains, base paths and rules have theirs.
+    Payload format 2.0 includes the stage; mappings of custom domains and ALB rules add base paths.
     """
     stage = f"/{stage}" if isinstance(stage, str) and stage else ""
     for prefixes in ((), (stage,), (base_path,), (stage, base_path), (base_path, stage)):
-        rest = path
+        route = path
         for prefix in prefixes:
-            if prefix and f"{rest}/".startswith(f"{prefix}/"):
-                rest = rest[len(prefix) :]
-        rest = rest.rstrip("/") or "/"
-        if rest in DOCUMENTS or dialect_at(rest):
-            return rest
+            if prefix and f"{route}/".startswith(f"{prefix}/"):
+                route = route[len(prefix) :]
+        route = route.rstrip("/") or "/"
+        if route in DOCUMENTS or dialect_at(route):
+            return route
     return path
 
 
 def _methods_of(path: str) -> tuple[str, ...]:
-    """The methods of a path; () if there is no such route."""
+    """The methods of a path; () if it is not a route."""
     dialect = dialect_at(path)
     route = dialect and route_of(dialect, path)
-    served = dialect.routes[route] if dialect and route else ()
-    return (*served, *(_READ if path in DOCUMENTS else ()))
+    methods = dialect.routes[route] if dialect and route else ()
+    return (*methods, *(_READ if path in DOCUMENTS else ()))
 
 
 def _headers_of(error: GPT2Error) -> dict[str, str]:
@@ -359,9 +360,9 @@ def _headers_of(error: GPT2Error) -> dict[str, str]:
 
 
 def _server_timing(report: "Report") -> str:
-    """Every phase; the one that found the model says where, as the metric's description."""
-    found = f';desc="{report.origin}"' if report.origin else ""
+    """All phases in milliseconds; `source` has the model's origin as its description."""
+    origin = f';desc="{report.origin}"' if report.origin else ""
     return ", ".join(
-        f"{phase}{found if phase == 'source' else ''};dur={ms:g}"
+        f"{phase}{origin if phase == 'source' else ''};dur={ms:g}"
         for phase, ms in report.timings_ms.items()
     )

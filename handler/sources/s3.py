@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from handler.settings import Settings
 
 
-def recognise(event: dict[str, Any]) -> "S3 | None":
+def recognize(event: dict[str, Any]) -> "S3 | None":
     """Whether this is an S3 notification, or an S3 event from EventBridge."""
     if "Records" in event:
         records = event["Records"]

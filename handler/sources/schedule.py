@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from handler.settings import Settings
 
 
-def recognise(event: dict[str, Any]) -> "Schedule | None":
+def recognize(event: dict[str, Any]) -> "Schedule | None":
     """Whether this is a scheduled event."""
     scheduled = event.get("detail-type") == "Scheduled Event"
     return (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
-from handler.dialects.request import parse_json, shown
+from handler.dialects.request import parse_json, short_repr
 from handler.errors import BadRequest, UnsupportedEvent
 from handler.items import Item, Record, S3Object, parse_item
 from handler.jobs import Job, Messages
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from handler.telemetry import Report
 
 
-def recognise(event: Any) -> "Sqs | None":
+def recognize(event: Any) -> "Sqs | None":
     """Whether every record is an SQS message."""
     records = event if isinstance(event, list) else event["Records"]
     if not isinstance(records, list) or not records:
@@ -67,13 +67,13 @@ def _record(record: dict[str, Any]) -> Record:
 def _message(body: Any) -> Item | tuple[S3Object | GPT2Error, ...]:
     """The content of a message: a request, an S3 event, or either in an SNS notification."""
     if not isinstance(body, str):
-        raise BadRequest(f"the body is {shown(body)}, not a string", param="body")
+        raise BadRequest(f"the body is {short_repr(body)}, not a string", param="body")
     fields = parse_json(body, "the body", "body")
     if isinstance(fields, dict) and fields.get("Type") == "Notification" and "TopicArn" in fields:
         wrapped = fields.get("Message")
         if not isinstance(wrapped, str):
             raise BadRequest("the notification has no Message", param="Message")
         fields = parse_json(wrapped, "the notification's Message", "Message")
-    if isinstance(fields, dict) and (event := s3.recognise(fields)):
+    if isinstance(fields, dict) and (event := s3.recognize(fields)):
         return event.objects()
     return parse_item(fields)

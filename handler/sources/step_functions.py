@@ -25,7 +25,7 @@ MAX_STATE_BYTES = 256 * 1024
 MAX_ID_BYTES = 64  # longer ids are omitted from results that do not fit
 
 
-def recognise(event: dict[str, Any]) -> "StepFunctions | None":
+def recognize(event: dict[str, Any]) -> "StepFunctions | None":
     """Whether this is a batch. Other events, such as a DynamoDB scan, have `Items` too."""
     return StepFunctions(event) if event.keys() <= {"Items", "BatchInput"} else None
 

@@ -240,9 +240,9 @@ def test_the_first_reply_is_a_cold_start_with_its_phases_and_the_second_is_not(
 ) -> None:
     monkeypatch.setattr(telemetry, "perf_counter", count(step=0.001).__next__)
     function = Function(Settings(model_dir=str(model_dir)))
-    function.before = Timings()
-    function.before.add("process", 0.5)
-    function.before.add("import", 0.25)
+    function.init_timings = Timings()
+    function.init_timings.add("process", 0.5)
+    function.init_timings.add("import", 0.25)
     first, second = function.invoke({"prompt": "abc"}), function.invoke({"prompt": "abc"})
     assert (first["cold_start"], second["cold_start"]) == (True, False)
     timings = first["timings_ms"]
@@ -266,10 +266,10 @@ def test_a_reply_that_had_to_open_the_engine_after_a_health_check_is_cold(model_
 
 def test_the_engine_is_opened_once_and_kept(small: Function) -> None:
     small.invoke({"prompt": "abc"})
-    engine = small._engine
+    engine = small.model.engine
     small.invoke({"prompt": "abc"})
     assert engine is not None
-    assert small._engine is engine
+    assert small.model.engine is engine
 
 
 def test_the_remaining_time_ends_the_text(small: Function) -> None:
@@ -440,7 +440,7 @@ def decoding(model_dir: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) 
     """A function whose every pass takes a second, and nothing else any time; and its clock."""
     one_by_one = Settings(model_dir=str(model_dir), prompt_lookup=False, **settings)
     function = Function(one_by_one)
-    function.open(Timings())
+    function.model.open(Timings())
     clock = Clock(monkeypatch, 1.0)
     for module in (app, generation, invoke):
         monkeypatch.setattr(module, "monotonic", lambda: clock.now)

@@ -142,7 +142,7 @@ def url(
 ) -> Iterator[Callable[..., http.client.HTTPConnection]]:
     """Asks a local server of this process, which takes two requests at once."""
     function = Function(Settings(model_dir=str(model_dir), max_waiting=2))
-    function.is_shared = True
+    function.is_concurrent = True
     monkeypatch.setattr(app, "function", function)
     with server.Server(0) as local, ExitStack() as connections:
         threading.Thread(target=local.serve_forever, daemon=True).start()
@@ -162,7 +162,7 @@ def test_one_request_too_many_is_told_when_to_try_again(url: Any, gate: Gate) ->
     waiting = [url("a")]
     gate.wait()
     waiting.append(url("b"))
-    until(lambda: app.function._under_way == 2)
+    until(lambda: app.function.active_requests == 2)
     refused = url("c").getresponse()
     assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
     error = json.loads(refused.read())["error"]
@@ -192,8 +192,8 @@ def test_the_sequence_of_a_client_that_goes_away_leaves_the_scheduler(
     gate.open()
     assert cancelled.wait(TIMEOUT)
     assert url("b").getresponse().status == 200
-    assert app.function._decoding is not None
-    assert len(app.function._decoding._scheduler) == 0
+    assert app.function.decoding_thread is not None
+    assert len(app.function.decoding_thread._scheduler) == 0
 
 
 def test_eight_requests_at_once_get_the_texts_that_each_gets_alone(

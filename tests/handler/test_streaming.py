@@ -66,8 +66,8 @@ def test_a_native_stream_has_every_token_and_last_the_reply(function: Function) 
 
 
 def test_characters_are_never_split(function: Function) -> None:
-    assert function._engine
-    lead, tail = function._engine.tokenizer.encode("é")
+    assert function.model.engine
+    lead, tail = function.model.engine.tokenizer.encode("é")
     asked = {"prompt": "a", "max_new_tokens": 60, "temperature": 1.0, "seed": 7,
              "frequency_penalty": 2.0,
              "logit_bias": {str(lead): 100, str(tail): 100}}  # fmt: skip
@@ -195,9 +195,9 @@ def event_of(response: http.client.HTTPResponse) -> Any:
 
 @pytest.fixture
 def shared(function: Function, gate: Gate) -> Iterator[Function]:
-    function.is_shared, function._decoding = True, None
+    function.is_concurrent, function.decoding_thread = True, None
     yield function
-    function.is_shared, function._decoding = False, None
+    function.is_concurrent, function.decoding_thread = False, None
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_client_that_goes_away_stops_its_sequence(shared: Function, gate: Gate
         response.close()
         connection.close()
         gate.let(3)  # of a hundred
-        until(lambda: shared._under_way == 0)
+        until(lambda: shared.active_requests == 0)
         assert gate.passes <= 4
 
 
@@ -383,10 +383,10 @@ def test_a_framed_stream_that_is_closed_is_over(
     capsys.readouterr()
     chunks: Any = framed(framing, NATIVE)
     next(chunks)
-    assert (framing._under_way, capsys.readouterr().err) == (1, "")
+    assert (framing.active_requests, capsys.readouterr().err) == (1, "")
     chunks.close()
     chunks.close()
-    assert framing._under_way == 0
+    assert framing.active_requests == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert (json.loads(line)["Requests"], json.loads(line)["Errors"]) == (1, 0)
 
@@ -431,7 +431,7 @@ def test_what_breaks_in_a_framed_stream_is_an_event_and_then_raised(
     assert (data(token)[0].keys(), data(error)[0].keys()) == ({"token"}, {"error"})
     with pytest.raises(CheckpointError):  # which becomes the trailer
         next(chunks)
-    assert framing._under_way == 0
+    assert framing.active_requests == 0
 
 
 @pytest.mark.parametrize("fields", [{"prompt": "x"}, {"inputs": "x"}])

@@ -71,8 +71,8 @@ def before_snapshot() -> None:
     calls.append("before")
 
 
-def share() -> None:
-    calls.append("share")
+def enable_concurrency() -> None:
+    calls.append("concurrency")
 
 
 def after_restore() -> None:

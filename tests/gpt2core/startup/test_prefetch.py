@@ -67,12 +67,12 @@ def test_a_restored_function_reads_what_seems_to_be_in_the_page_cache(
     model_dir: Path, threads: list[threading.Thread], reads: list[tuple[int, int]]
 ) -> None:
     function = Function(Settings.from_environ({"GPT2_MODEL_DIR": str(model_dir)}))
-    function.restored()
+    function.model.after_restore()
     assert not threads
-    function.open(Timings())
+    function.model.open(Timings())
     finish(threads)
     reads.clear()
-    function.restored()
+    function.model.after_restore()
     finish(threads)
     assert {offset for offset, _ in reads} == {0}
     assert function.invoke({"prompt": "abc", "max_new_tokens": 1})["generated_text"]

@@ -196,7 +196,7 @@ class Cohere(Native):
 
     routes = {"/v1/cohere": ("POST",)}  # noqa: RUF012
 
-    def recognises(self, fields: Any) -> bool:
+    def recognizes(self, fields: Any) -> bool:
         return "message" in fields
 
     def parse(self, fields: Any) -> Request:

@@ -281,7 +281,7 @@ def test_models_are_listed_without_opening_one() -> None:
     assert (model["id"], model["object"]) == ("s3://nowhere-to-be-found/gpt2", "model")
     found = get(function, "/v1/models/s3%3A%2F%2Fnowhere-to-be-found%2Fgpt2")
     assert (found["statusCode"], payload(found)) == (200, model)
-    assert function._engine is None
+    assert function.model.engine is None
 
 
 def test_a_model_of_the_hub_goes_by_its_name_there() -> None:

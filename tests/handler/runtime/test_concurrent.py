@@ -49,7 +49,7 @@ def test_one_event_at_a_time_without_the_setting(server: RuntimeApiServer, count
 
 def test_the_handlers_module_hears_that_it_is_shared(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED, **FOUR):
-        assert json.loads(server.ask(b'{"do": "calls"}').body) == ["share"]
+        assert json.loads(server.ask(b'{"do": "calls"}').body) == ["concurrency"]
 
 
 def test_the_trace_of_one_event_is_not_seen_by_another(server: RuntimeApiServer) -> None:

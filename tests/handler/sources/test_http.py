@@ -355,7 +355,7 @@ def test_an_http_api_decodes_paths_also_in_format_1() -> None:
 @pytest.mark.parametrize("action", ["warmup", "populate"])
 def test_what_an_operator_asks_for_is_rejected_over_http(action: str) -> None:
     for fields in ({action: True}, {action: True, "prompt": "x"}):
-        with pytest.raises(BadRequest, match="direct invokes") as caught:
+        with pytest.raises(BadRequest, match="not available over HTTP") as caught:
             job_of(http_event(**fields))
         assert caught.value.param == action
 

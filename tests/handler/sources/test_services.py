@@ -202,10 +202,10 @@ def check_served_or_raised(function: Function, event: Any, log: list[Any]) -> No
 
 @pytest.fixture
 def log(function: Function, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What is said of every invoke, the source first; and of errors."""
+    """The log lines of invokes, with the source first, and of errors."""
     found: list[Any] = []
     monkeypatch.setattr(function, "log_invoke", lambda *about: found.append(about[:2] + about[3:]))
-    monkeypatch.setattr(function, "log", lambda error, _: found.append((str(error),)))
+    monkeypatch.setattr(function, "log_error", lambda error, _: found.append((str(error),)))
     return found
 
 
