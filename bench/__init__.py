@@ -1,1 +1,1 @@
-"""Measurements, not tests: figures depend on the machine, so ratios are what counts."""
+"""Benchmarks. Times depend on the machine: compare ratios."""

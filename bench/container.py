@@ -1,15 +1,15 @@
-"""Containers: `docker run` to the first reply, against a peer's image; and how little memory does.
+"""Time from `docker run` to the first reply, for this image and a peer's; and the memory needed.
 
     make image-bench      or, with a Docker daemon,      python bench/container.py [--runs 7]
 
-Two images of one base, built the same way (`Dockerfile`, `bench/transformers.Dockerfile`). Each is
-started with `docker run` under AWS's emulator, as on AWS's own bases, and asked until it answers:
-4 prompt tokens, 10 new ones; the demo model in the image, and random weights of the 124M shape on
-a volume that is mounted read-only. `docker run` of `true` is timed beside them. Runs are in turn,
-each after an untimed twin, so that the page cache is warm.
+Both images have the same base and are built the same way (`Dockerfile`,
+`bench/transformers.Dockerfile`). Each runs under AWS's emulator and receives requests until it
+replies: 4 prompt tokens, 10 new tokens; with the demo model in the image, and with random weights
+of the 124M shape on a read-only volume. `docker run` of `true` is the lower bound. Runs alternate,
+each after an untimed run, so that the page cache is warm.
 
-Then the first reply of ours with less and less memory, the model's files evicted before, so that
-their pages count as the container's. Writes bench/results/container.json.
+Then our image runs with less and less memory. The model's files are evicted before, so that their
+pages are charged to the container. Writes bench/results/container.json.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from urllib.request import Request, urlopen
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.contestants import packed_model
-from bench.measure import MODELS, ROOT, compared, keep
+from bench.implementations import packed_model
+from bench.measure import MODELS, ROOT, compare, save_results
 from bench.random_model import make
 from bench.states import evict
 from scripts.image_size import OWN, own_layers, parts
@@ -39,22 +39,22 @@ OURS, PEER = "gpt2-lambda-bench", "gpt2-lambda-bench-transformers"
 TORCH = "torch==2.13.0"
 PATH = "/2015-03-31/functions/function/invocations"
 EVENT = json.dumps({"prompt": "My name is John", "max_new_tokens": 10}).encode()
-GIVE_UP_S = 120
+TIMEOUT_S = 120
 MEGABYTES = (2048, 1024, 896, 768, 704, 640, 600, 576, 512, 384, 256, 192, 128, 96)
 
 
 class Start(NamedTuple):
-    """A container: its image, options of `docker run`, and what runs under the emulator."""
+    """A container: its image, options of `docker run`, and the command under the emulator."""
 
     image: str
     options: tuple[str, ...]
     command: tuple[str, ...]
 
     def run(self) -> float:
-        """Seconds from `docker run` to the reply; or to its end, without a command."""
+        """Seconds from `docker run` to the reply; without a command, to its end."""
         port, internal = free_ports(2)
-        # The host's network: behind a bridge, whoever asks too early waits a second for TCP to try
-        # again.
+        # The host's network: on a bridge, a request before the server listens is lost, and TCP
+        # retransmits it after a second.
         options = ["--read-only", "--tmpfs=/tmp", "--network=host", *self.options]
         options += ["-v", f"{emulator_path()}:/rie:ro"]
         emulator = ["--runtime-interface-emulator-address", f"127.0.0.1:{port}"]
@@ -69,7 +69,7 @@ class Start(NamedTuple):
         began = perf_counter()
         started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
-            reply = _ask(f"http://127.0.0.1:{port}{PATH}", began)
+            reply = _post(f"http://127.0.0.1:{port}{PATH}", began)
             took = perf_counter() - began
         finally:
             name = started.communicate()[0].strip()
@@ -79,14 +79,14 @@ class Start(NamedTuple):
         return took
 
 
-def _ask(url: str, began: float) -> Any:
-    """The reply of a function that is only just starting."""
+def _post(url: str, began: float) -> Any:
+    """The reply of a function that may still be starting."""
     while True:
         try:
-            with urlopen(Request(url, EVENT), timeout=GIVE_UP_S) as answer:
+            with urlopen(Request(url, EVENT), timeout=TIMEOUT_S) as answer:
                 return json.load(answer)
         except (URLError, OSError):
-            if perf_counter() - began > GIVE_UP_S:
+            if perf_counter() - began > TIMEOUT_S:
                 raise
             time.sleep(0.002)
 
@@ -102,14 +102,14 @@ def main() -> None:
     published = make(MODELS / "gpt2-published").absolute()
     report["first_reply"] = _first_replies(published, args.runs)
     report["memory"] = {p: _memory(published, p) for p in ("f32", "bf16", "int8")}
-    keep("container", report)
+    save_results("container", report)
 
 
 def _build() -> None:
     script = str(ROOT / "scripts" / "build_image.sh")
     subprocess.run([script, OURS], check=True, stdout=subprocess.DEVNULL)
-    with tempfile.TemporaryDirectory() as place:
-        context = Path(place)
+    with tempfile.TemporaryDirectory() as folder:
+        context = Path(folder)
         for name in ("bench", "scripts", "requirements", "models/demo"):
             skipped = shutil.ignore_patterns("models", "results", "__pycache__")
             shutil.copytree(ROOT / name, context / name, ignore=skipped)
@@ -128,13 +128,13 @@ def _build() -> None:
 
 
 def _own_megabytes() -> dict[str, float]:
-    """Compressed megabytes over the base, models left out."""
+    """Compressed megabytes added to the base, without models."""
     report = {}
-    for image, layers in ((OURS, OWN), (PEER, 2)):  # as their Dockerfiles add
+    for image, layers in ((OURS, OWN), (PEER, 2)):  # layers that their Dockerfiles add
         found = parts(own_layers(image, layers))
         size = sum(part.compressed for name, part in found.items() if name != "models")
         report[image] = round(size / 1e6, 1)
-        print(f"{image}: {report[image]} MB over the base, compressed, without a model")
+        print(f"{image}: {report[image]} MB compressed, without base and models")
     return report
 
 
@@ -158,12 +158,12 @@ def _first_replies(published: Path, runs: int) -> dict[str, Any]:
     report = {}
     for model in ("demo", "124M"):
         names = (f"ours, {model}", f"transformers, {model}", "docker run true")
-        report[model] = compared({n: times[n] for n in names}, names[0])
+        report[model] = compare({n: times[n] for n in names}, names[0])
     return report
 
 
 def _memory(published: Path, precision: str) -> dict[str, Any]:
-    """Milliseconds from `docker run` to the first reply by megabytes; None where it is killed."""
+    """Milliseconds from `docker run` to the reply by megabytes; None if the kernel kills it."""
     folder = packed_model(published, precision)
     report: dict[str, Any] = {}
     print(f"\n{precision}: megabytes, milliseconds")

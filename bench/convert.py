@@ -1,4 +1,4 @@
-"""The random model in every peer's own format: each made once, in its own process.
+"""Converts the random model to the formats of the peers: once, in a separate process.
 
 python bench/convert.py ctranslate2|gguf|onnx SOURCE TARGET [PRECISION]
 """
@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench.measure import MODELS, ROOT
 
 
-def converted(kind: str, source: Path, precision: str = "") -> Path | None:
-    """The model in a peer's format, or None where the peer is not installed or cannot do it."""
+def convert(kind: str, source: Path, precision: str = "") -> Path | None:
+    """The model in a peer's format, or None if the peer is not installed or does not support it."""
     size = source.name.removesuffix("-published")
     target = MODELS / "-".join(filter(None, (size, kind, precision)))
     done = target / "done"
@@ -26,7 +26,7 @@ def converted(kind: str, source: Path, precision: str = "") -> Path | None:
         ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         if ran.returncode:
             reason = ran.stderr.strip().splitlines()[-1:]
-            print(f"{kind} {precision} is left out: {' '.join(reason)}", flush=True)
+            print(f"{kind} {precision} is skipped: {' '.join(reason)}", flush=True)
             return None
         shutil.copy(source / "tokenizer.json", target)
         done.touch()
@@ -34,7 +34,7 @@ def converted(kind: str, source: Path, precision: str = "") -> Path | None:
 
 
 def to_ctranslate2(source: str, target: Path, precision: str) -> None:
-    """`float32` or `int8`, as the converter calls them."""
+    """Convert to `float32` or `int8`."""
     import ctranslate2
 
     converter = ctranslate2.converters.TransformersConverter(source)
@@ -42,12 +42,12 @@ def to_ctranslate2(source: str, target: Path, precision: str) -> None:
 
 
 def to_gguf(source: str, target: Path, precision: str) -> None:
-    """`F32`, `BF16` or `Q8_0`; names as llama.cpp's `gguf-py` has them for GPT-2.
+    """Convert to `F32`, `BF16` or `Q8_0`, with the tensor names of llama.cpp's `gguf-py`.
 
     As in llama.cpp's own conversion, biases, norms and positions stay float32.
     """
     import gguf
-    import llama_cpp  # noqa: F401 (without it nobody reads the file)
+    import llama_cpp  # noqa: F401 (needed to run the model)
     import numpy as np
     from safetensors import safe_open
 
@@ -82,13 +82,13 @@ def to_gguf(source: str, target: Path, precision: str) -> None:
     for i in range(config["n_layer"]):
         names |= {f"h.{i}.{ours}": f"blk.{i}.{theirs}" for ours, theirs in parts.items()}
     weights = safe_open(f"{source}/model.safetensors", "numpy")
-    for name in weights.keys():  # noqa: SIM118 (it is no mapping)
+    for name in weights.keys():  # noqa: SIM118 (not a mapping)
         stem, _, suffix = name.rpartition(".")
         if stem not in names:
             continue  # masks
         tensor = weights.get_tensor(name)
         if tensor.ndim == 2 and stem.startswith("h."):
-            tensor = tensor.T  # theirs is [out, in]
+            tensor = tensor.T  # GGUF has [out, in]
         data = np.ascontiguousarray(tensor, np.float32)
         if data.ndim == 2 and stem != "wpe":
             data = gguf.quants.quantize(data, kind)
@@ -102,8 +102,8 @@ def to_gguf(source: str, target: Path, precision: str) -> None:
 
 
 def to_onnx(source: str, target: Path, _precision: str) -> None:
-    """A graph of ids [n_seq] and past [2, layers, heads, n_past, head_dim] -> token and present."""
-    import onnxruntime  # noqa: F401 (without it nobody reads the file)
+    """Export ids [n_seq], past [2, layers, heads, n_past, head_dim] -> token, present."""
+    import onnxruntime  # noqa: F401 (needed to run the model)
     import torch
     from transformers import DynamicCache, GPT2LMHeadModel
 
@@ -137,5 +137,5 @@ def to_onnx(source: str, target: Path, _precision: str) -> None:
 
 
 if __name__ == "__main__":
-    made = {"ctranslate2": to_ctranslate2, "gguf": to_gguf, "onnx": to_onnx}
-    made[sys.argv[1]](sys.argv[2], Path(sys.argv[3]), sys.argv[4])
+    converters = {"ctranslate2": to_ctranslate2, "gguf": to_gguf, "onnx": to_onnx}
+    converters[sys.argv[1]](sys.argv[2], Path(sys.argv[3]), sys.argv[4])

@@ -1,12 +1,11 @@
-"""Download, verification and open of a 548 MB model against `aws s3 cp` of its weights.
+"""Downloading, verifying and opening a 548 MB model, against `aws s3 cp` of its weights.
 
     make bench      or      python bench/download.py [--runs 7]
 
-Both are whole processes and fetch from a loopback server that answers HEAD and ranged GET by
-`sendfile` (`s3_server.py`), in turn, into an empty directory. `aws s3 cp` writes one file and
-checks nothing; ours also fetches configuration and tokenizer, takes the SHA-256 of every byte,
-brings all to the disk (fsync), opens the model and publishes it. Writes
-bench/results/download.json.
+Both processes alternate and download to an empty directory, from a loopback server that replies to
+HEAD and ranged GET with `sendfile` (`s3_server.py`). `aws s3 cp` writes one file and verifies
+nothing; ours also downloads configuration and tokenizer, computes SHA-256 digests, syncs to disk,
+opens the model and publishes it. Writes bench/results/download.json.
 """
 
 import argparse
@@ -18,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.measure import MODELS, ROOT, compared, in_turn, keep, times
+from bench.measure import MODELS, ROOT, compare, run_alternating, save_results, seconds_of
 from bench.random_model import make
 
 AWS = "aws s3 cp"
@@ -54,15 +53,15 @@ def main() -> None:
     def empty(_name: str) -> None:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        os.sync()  # what one run leaves to be written is not the next one's to wait for
+        os.sync()  # so that the next run does not wait for these writes
 
     try:
-        done = in_turn(commands, args.runs, environ, empty, whole=True)
+        done = run_alternating(commands, args.runs, environ, empty, whole=True)
     finally:
         server.terminate()
         server.wait()
         shutil.rmtree(target, ignore_errors=True)
-    keep("download", compared(times(done), AWS))
+    save_results("download", compare(seconds_of(done), AWS))
 
 
 if __name__ == "__main__":

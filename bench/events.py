@@ -1,14 +1,13 @@
-"""Events through the Lambda runtime: eight at once against one at a time, and the first text, cold.
+"""Events through the Lambda runtime: eight at once against one at a time; a cold streamed reply.
 
     make bench      or      python bench/events.py [together] [first] [--runs 5]
 
 Random weights of the 124M shape in int8, native kernels, the tests' Runtime API server.
 
-    together   tokens a second of 8 events at once (AWS_LAMBDA_MAX_CONCURRENCY=8) and of the same
-               events one after the other; both in one process, a new one for each round; every
-               text is compared with the one that its prompt gets alone
-    first      from the start of the process to the first byte of text of a streamed reply of 50
-               tokens, and to its last, with 2 threads; everything is in the page cache
+    together   tokens per second of 8 concurrent events (AWS_LAMBDA_MAX_CONCURRENCY=8) and of the
+               same events in sequence, in one process per round; the texts must be the same
+    first      time from process start to the first text of a streamed reply of 50 tokens, and to
+               its last byte, with 2 threads and a warm page cache
 
 Writes bench/results/events.json.
 """
@@ -23,8 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.contestants import packed_model
-from bench.measure import MODELS, compared, keep
+from bench.implementations import packed_model
+from bench.measure import MODELS, compare, save_results
 from bench.random_model import make
 from tests.support.events import http_event
 from tests.support.runtime_api_server import OURS, Handler, RuntimeApiServer, runtime
@@ -54,11 +53,11 @@ def main() -> None:
         }
     if "first" in args.work:
         report["first"] = first(model, args.runs)
-    keep("events", report)
+    save_results("events", report)
 
 
 def together(model: str, new_tokens: int, threads: int, runs: int) -> dict[str, Any]:
-    """Tokens a second both ways, and how many times the one is the other."""
+    """Tokens per second of concurrent and sequential events, and their ratio."""
     bodies = [json.dumps({"prompt": p, "max_new_tokens": new_tokens}).encode() for p in PROMPTS]
     environ = {
         "GPT2_MODEL_DIR": model,
@@ -67,7 +66,7 @@ def together(model: str, new_tokens: int, threads: int, runs: int) -> dict[str, 
         "AWS_LAMBDA_MAX_CONCURRENCY": str(AT_ONCE),
     }
     values: dict[str, list[float]] = {"one at a time": [], "eight at once": []}
-    for _ in range(runs):  # a process each, whose log fits into its pipe
+    for _ in range(runs):  # a new process for each: its log must fit into the pipe
         with RuntimeApiServer() as server:
             with runtime(server, OURS, HANDLER, **environ):
                 alone = [text_of(server.ask(body).body) for body in bodies]  # warms up
@@ -80,12 +79,12 @@ def together(model: str, new_tokens: int, threads: int, runs: int) -> dict[str, 
                     server.send(body)
                 answers = [server.answers.get(timeout=60) for _ in bodies]
                 values["eight at once"].append(AT_ONCE * new_tokens / (perf_counter() - began))
-            for _ in range(AT_ONCE - 1):  # for the polls that wait
+            for _ in range(AT_ONCE - 1):  # ends the waiting polls
                 server.events.put(None)
         texts = {a.path.split("/")[4]: text_of(a.body) for a in answers}
         assert [texts[f"request-{2 * AT_ONCE + i}"] for i in range(1, AT_ONCE + 1)] == alone
-    print(f"\n{new_tokens} new tokens, {threads} thread{'s' * (threads > 1)}, every text as alone")
-    report = compared(values, "one at a time", unit="tokens_per_s", scale=1)
+    print(f"\n{new_tokens} new tokens, {threads} thread{'s' * (threads > 1)}, same texts")
+    report = compare(values, "one at a time", unit="tokens_per_s", scale=1)
     report["same_texts"] = f"{AT_ONCE} of {AT_ONCE} in {runs} rounds"
     return report
 
@@ -97,7 +96,7 @@ def text_of(body: bytes) -> str:
 
 
 class _Timed(Handler):
-    """Notes when the first text of a streamed reply is there."""
+    """Records when the first text of a streamed reply arrives."""
 
     def do_POST(self) -> None:  # noqa: N802
         first_text: float | None = None
@@ -113,7 +112,7 @@ class _Timed(Handler):
 
 
 def first(model: str, runs: int) -> dict[str, Any]:
-    """Process start to the first text and to the last, of cold processes."""
+    """Time from process start to the first text and to the last byte."""
     event = http_event(
         source="url",
         path="/generate",
@@ -131,13 +130,13 @@ def first(model: str, runs: int) -> dict[str, Any]:
             with runtime(
                 server, OURS, HANDLER, GPT2_MODEL_DIR=model, GPT2_STREAM="url", GPT2_THREADS="2"
             ):
-                begin_of_text, end = server.answers.get(timeout=60)  # type: ignore[misc]
-            assert begin_of_text is not None
+                first_text, end = server.answers.get(timeout=60)  # type: ignore[misc]
+            assert first_text is not None
             if run:  # the first writes bytecode
-                values["first text"].append(begin_of_text - began)
+                values["first text"].append(first_text - began)
                 values["last byte"].append(end - began)
     print(f"\ncold, a stream of {STREAMED_TOKENS} tokens")
-    report = compared(values, "last byte")
+    report = compare(values, "last byte")
     report["ahead_ms"] = round(
         1000 * median(b - a for a, b in zip(values["first text"], values["last byte"], strict=True))
     )

@@ -1,4 +1,4 @@
-/* What a machine gives at best: bytes read a second, multiply-adds a second. See kernels.py.
+/* Lower bounds of the machine: reading memory, and multiply-adds. See kernels.py.
    cc -O3 -march=native -ffp-contract=fast -shared -fPIC -pthread -o floor.so floor.c */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -16,10 +16,10 @@ static struct {
     size_t size;
     long rounds;
     atomic_size_t next;
-    atomic_ullong sink; /* so that nothing is optimized away */
+    atomic_ullong sink; /* keeps the loops from being optimized away */
 } work;
 
-/* Threads take chunks, so that one that starts later does less. */
+/* Threads take chunks, so that a thread that starts late does less work. */
 static void *read_chunks(void *unused) {
     words a = {0}, b = {0}, c = {0}, d = {0}, part[4];
     for (size_t at; (at = atomic_fetch_add(&work.next, CHUNK)) + CHUNK <= work.size;)
@@ -59,7 +59,7 @@ void read_bytes(const char *data, size_t size, int threads) {
     on_threads(threads, read_chunks);
 }
 
-/* 32 * CHAINS floating-point operations a round and thread. */
+/* 32 * CHAINS floating-point operations per round and thread. */
 void multiply_adds(long rounds, int threads) {
     work.rounds = rounds, work.size = 0;
     on_threads(threads, multiply_add);

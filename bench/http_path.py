@@ -1,10 +1,10 @@
-"""What HTTP adds to the engine: `python -m handler serve` against `Engine.generate`.
+"""The overhead of HTTP: `python -m handler serve` against `Engine.generate`.
 
     make bench      or      python bench/http_path.py [--pairs 300]
 
-The packed demo model; one request over a kept connection, then the same prompt with the engine in
-this process, in turn. The difference of the medians is what HTTP, the event, the dialect and the
-decoding thread add. Writes bench/results/http_path.json.
+Requests to the server over one connection alternate with the engine in this process, both with the
+packed demo model and the same prompt. The difference of the medians is the overhead of HTTP, event,
+dialect and decoding thread. Writes bench/results/http_path.json.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.measure import ROOT, keep
+from bench.measure import ROOT, save_results
 from bench.serve import server
 from gpt2core import Engine
 from gpt2core.pack import pack
@@ -58,7 +58,7 @@ def main() -> None:
     }
     report["difference_ms"] = round(report["http_p50_ms"] - report["engine_p50_ms"], 2)
     print(report)
-    keep("http_path", report)
+    save_results("http_path", report)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a cold invoke imports and what that costs: medians over several fresh processes.
+"""Import times of a cold invoke: medians over several processes.
 
     make bench      or      python bench/imports.py [--runs 9]
 
-Each process answers one event from the demo model under `-X importtime`, which itself slows
-imports somewhat. A module's milliseconds are its own and those of everything it is the first to
-import. Writes bench/results/imports.json.
+Each process handles one event with the demo model under `-X importtime`, which adds some overhead.
+A module's time includes the modules that it is the first to import. Writes
+bench/results/imports.json.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from bench.measure import ROOT, environment, keep, machine
+from bench.measure import ROOT, environment, machine, save_results
 
-SHOWN = (
+MODULES = (
     "site",
     "handler.app",
     "typing",
@@ -37,7 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=9)
     args = parser.parse_args()
-    times: dict[str, list[float]] = {name: [] for name in SHOWN}
+    times: dict[str, list[float]] = {name: [] for name in MODULES}
     for _ in range(args.runs + 1):  # the first run writes bytecode
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-c", CODE],
@@ -54,9 +54,9 @@ def main() -> None:
     medians = {
         name: round(statistics.median(values[1:]), 1) for name, values in times.items() if values
     }
-    for name in SHOWN:
+    for name in MODULES:
         print(f"{name:<16}{medians[name]:>7.1f} ms" if name in medians else f"{name:<16}  none")
-    keep("imports", {"machine": machine(), "median_ms": medians})
+    save_results("imports", {"machine": machine(), "median_ms": medians})
 
 
 if __name__ == "__main__":

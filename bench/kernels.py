@@ -1,17 +1,17 @@
-"""Ours in one process against what the machine gives: a read of the weights, multiply-adds.
+"""The kernels against the machine's memory bandwidth and peak of multiply-adds, in one process.
 
     make bench      or      python bench/kernels.py [--rounds 60]
 
-Random weights of the 124M shape, every precision. What is compared alternates, so that a machine
-that changes its speed changes it for all; ratios are medians of the ratios of neighbours:
+Random weights of the 124M shape in every precision. Measurements alternate, so that a change of the
+machine's speed affects all; a ratio is the median of the ratios of adjacent measurements:
 
-    token      a decoded token with 64 positions in the cache, through the engine
+    token      decoding a token with 64 positions in the cache, through the engine
     products   its matrix products alone
-    read       the packed file's bytes, read by as many threads (floor.c, by the C compiler here)
-    rows=N     the products of the blocks for N rows; `peak`: their share of the multiply-adds a
-               second that floor.c gets
-    attention  what a token takes longer with 960 positions in the cache than with 64, against
-               reading the keys and values of the difference
+    read       reading the packed file from memory with the same threads (floor.c)
+    rows=N     the matrix products of the blocks for N rows; `peak` is their rate as a fraction of
+               the multiply-adds per second of floor.c
+    attention  the additional time of a token with 960 positions instead of 64, against reading the
+               additional keys and values
 
 Writes bench/results/kernels.json.
 """
@@ -30,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.measure import NOT_FOR_CONTESTANTS, ROOT, keep
+from bench.measure import REMOVED_VARIABLES, ROOT, save_results
 
 THREADS = len(os.sched_getaffinity(0))
 ROWS = (1, 4, 16, 512)
@@ -45,21 +45,21 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=60)
     args = parser.parse_args()
-    for name in NOT_FOR_CONTESTANTS:  # before NumPy is imported
+    for name in REMOVED_VARIABLES:  # before NumPy is imported
         os.environ.pop(name, None)
     report: dict[str, Any] = {"threads": THREADS}
-    with tempfile.TemporaryDirectory() as place:
-        floor = _floor(Path(place))
-        from bench.contestants import contestants
+    with tempfile.TemporaryDirectory() as folder:
+        floor = _compile_floor(Path(folder))
+        from bench.implementations import implementations
 
-        for name, contestant in contestants("ours f32", "ours bf16", "ours int8").items():
-            report[name] = measured(contestant.folder, floor, args.rounds)
+        for name, ours in implementations("ours f32", "ours bf16", "ours int8").items():
+            report[name] = measure(ours.folder, floor, args.rounds)
             print(name, report[name], flush=True)
-    keep("kernels", report)
+    save_results("kernels", report)
 
 
-def _floor(place: Path) -> ctypes.CDLL:
-    library = place / "floor.so"
+def _compile_floor(folder: Path) -> ctypes.CDLL:
+    library = folder / "floor.so"
     command = ["cc", "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread"]
     wide = ["-mprefer-vector-width=512"] if os.uname().machine == "x86_64" else []
     source = str(ROOT / "bench" / "floor.c")
@@ -67,8 +67,8 @@ def _floor(place: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def measured(folder: Path, floor: ctypes.CDLL, rounds: int) -> dict[str, Any]:
-    """All figures of one precision."""
+def measure(folder: Path, floor: ctypes.CDLL, rounds: int) -> dict[str, Any]:
+    """All measurements of one precision."""
     import numpy as np
 
     from gpt2core import Engine
@@ -102,14 +102,14 @@ def measured(folder: Path, floor: ctypes.CDLL, rounds: int) -> dict[str, Any]:
         **{f"rows={n}": products(n) for n in ROWS[:-1]},
         "multiply_adds": multiply_add,
     }
-    took = _in_turn(near, rounds)
-    large = _in_turn({f"rows={ROWS[-1]}": products(ROWS[-1]), "multiply_adds": multiply_add}, 10)
+    took = _alternate(near, rounds)
+    large = _alternate({f"rows={ROWS[-1]}": products(ROWS[-1]), "multiply_adds": multiply_add}, 10)
     far = {
         "token": _decoder(engine, 64),
         "far": _decoder(engine, 64 + DISTANCE),
         "cache": lambda: read(cache),
     }
-    took_far = _in_turn(far, 30)
+    took_far = _alternate(far, 30)
     flops = 2 * sum(m.tensor.data.size for m in matrices)
     peak = {n: _share(took[f"rows={n}"], took["multiply_adds"], n * flops) for n in ROWS[:-1]}
     peak[ROWS[-1]] = _share(*large.values(), ROWS[-1] * flops)
@@ -127,7 +127,7 @@ def measured(folder: Path, floor: ctypes.CDLL, rounds: int) -> dict[str, Any]:
 
 
 def _decoder(engine: Any, positions: int) -> Callable[[], object]:
-    """Each call decodes one token; the first after so many positions."""
+    """A function that decodes one token per call, the first after `positions` tokens."""
     from gpt2core.generation import Prompt
 
     scheduler = engine.scheduler()
@@ -138,7 +138,7 @@ def _decoder(engine: Any, positions: int) -> Callable[[], object]:
 
 
 def _linear(native: bool) -> Any:
-    """The kernels' product of rows and a matrix."""
+    """The matrix product of the kernels in use."""
     if native:
         from gpt2core.kernels.native import linear
     else:
@@ -146,10 +146,10 @@ def _linear(native: bool) -> Any:
     return linear
 
 
-def _in_turn(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, one after the other, again and again."""
+def _alternate(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each function in each round."""
     took: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 2):  # two warm up
+    for number in range(rounds + 2):  # two rounds warm up
         for name, work in works.items():
             began = perf_counter()
             work()
@@ -163,7 +163,7 @@ def _ratio(above: list[float], below: list[float]) -> float:
 
 
 def _share(products: list[float], multiply_adds: list[float], flops: int) -> float:
-    """Of the multiply-adds a second that the machine does beside them."""
+    """The median rate of `products` as a fraction of the machine's peak."""
     rates = [(flops / p) / (FLOPS / m) for p, m in zip(products, multiply_adds, strict=True)]
     return round(median(rates), 3)
 

@@ -1,4 +1,4 @@
-"""Whole processes timed in turn, and how their times are shown and kept."""
+"""Times processes, and prints and saves the results."""
 
 import json
 import math
@@ -17,18 +17,22 @@ RESULTS = ROOT / "bench" / "results"
 
 
 class Run(NamedTuple):
-    """One process: seconds from its start to its first line, or to its end where it prints none."""
+    """One process: seconds from its start to its first line of output, or to its end."""
 
     seconds: float
     text: str
     report: dict[str, Any]
-    """The second line, of a script of `bench.peer`; its laps in seconds since the start."""
+    """The second line of output of a `bench.harness` script; `laps` in seconds since the start."""
 
 
 def run(
     command: Sequence[str], environ: Mapping[str, str] | None = None, *, whole: bool = False
 ) -> Run:
-    """Time one process that must succeed; `whole`, to its end whatever it prints."""
+    """Time one process, to its end if `whole`.
+
+    Raises:
+        SystemExit: the process failed.
+    """
     with tempfile.TemporaryFile() as errors:
         began = perf_counter()
         process = subprocess.Popen(
@@ -47,46 +51,45 @@ def run(
             reason = errors.read().decode(errors="replace")
             raise SystemExit(f"{' '.join(command)} failed:\n{reason}")
     report = json.loads(rest) if rest and not whole else {}
-    if "laps" in report:  # by the clock that all processes share
+    if "laps" in report:  # perf_counter() is shared by all processes
         report["laps"] = {name: at - began for name, at in report["laps"].items()}
     return Run(took, text.decode(errors="replace"), report)
 
 
-def in_turn(
+def run_alternating(
     commands: Mapping[str, Sequence[str]],
     runs: int,
     environ: Mapping[str, str] | None = None,
     before: Callable[[str], None] | None = None,
     *,
     whole: bool = False,
-    twins: bool = False,
-    first: bool = False,
+    warm_up: bool = False,
+    count_first: bool = False,
     seconds: float = math.inf,
 ) -> dict[str, list[Run]]:
-    """Runs of each command, one after the other, so that a machine that slows down slows them all.
+    """Run the commands in turn, so that a change of the machine's speed affects all.
 
-    The `first` run of each counts nothing unless it is to, as it writes bytecode; with `twins` one
-    before every run, so that whatever it needs is in memory. `before` each process something may
-    be put in order, outside of its time; it gets the command's name. No round begins after so many
-    `seconds`.
+    The first run of each is discarded unless `count_first`, because it writes bytecode. With
+    `warm_up` an untimed run precedes every run. `before(name)` is called before each process. No
+    round starts after `seconds`.
     """
     from tqdm import tqdm
 
     done: dict[str, list[Run]] = {name: [] for name in commands}
-    give_up = perf_counter() + seconds
-    numbers = range(int(first), runs + 1)
+    deadline = perf_counter() + seconds
+    numbers = range(int(count_first), runs + 1)
     total = len(numbers) * len(commands)
     with tqdm(total=total, unit=" runs", disable=None, leave=False, dynamic_ncols=True) as bar:
         for number in numbers:
-            if number > 1 and perf_counter() > give_up:
+            if number > 1 and perf_counter() > deadline:
                 break
             for name, command in commands.items():
                 bar.set_description(name)
                 if before:
                     before(name)
-                if twins and number:
+                if warm_up and number:
                     run(command, environ, whole=whole)
-                if number or not twins:
+                if number or not warm_up:
                     result = run(command, environ, whole=whole)
                     if number:
                         done[name].append(result)
@@ -94,17 +97,17 @@ def in_turn(
     return done
 
 
-def times(done: Mapping[str, Sequence[Run]]) -> dict[str, list[float]]:
-    """Seconds alone."""
+def seconds_of(done: Mapping[str, Sequence[Run]]) -> dict[str, list[float]]:
+    """The seconds of each run."""
     return {name: [r.seconds for r in results] for name, results in done.items()}
 
 
-def compared(
+def compare(
     values: Mapping[str, list[float]], *references: str, unit: str = "ms", scale: float = 1000
 ) -> dict[str, Any]:
-    """Median, least and most of `scale` times the values, and how many times a reference's.
+    """Print and return median, minimum and maximum of scaled values, and ratios to `references`.
 
-    A ratio is the median of the ratios of runs that stood side by side. Printed as a table.
+    A ratio is the median of the ratios of adjacent runs.
     """
     report: dict[str, Any] = {}
     known = [name for name in references if name in values]
@@ -128,9 +131,8 @@ def compared(
     return report
 
 
-# Set on some machines, and in nobody's deployment: another BLAS kernel than the processor's own,
-# and Python without bytecode.
-NOT_FOR_CONTESTANTS = (
+# Development machines may set these: a BLAS kernel for another processor, Python without bytecode.
+REMOVED_VARIABLES = (
     "OPENBLAS_CORETYPE",
     "OPENBLAS_L2_SIZE",
     "PYTHONDONTWRITEBYTECODE",
@@ -139,25 +141,25 @@ NOT_FOR_CONTESTANTS = (
 
 
 def environment() -> dict[str, str]:
-    """What every contestant runs in: scripts find this project, libraries choose for themselves."""
-    own = {name: value for name, value in os.environ.items() if name not in NOT_FOR_CONTESTANTS}
+    """The environment of the processes: with this project, without `REMOVED_VARIABLES`."""
+    own = {name: value for name, value in os.environ.items() if name not in REMOVED_VARIABLES}
     return {**own, "PYTHONPATH": str(ROOT)}
 
 
 def machine() -> dict[str, Any]:
-    """The processor and how many of its CPUs this process may use."""
+    """The processor, its vector extensions, and the number of usable CPUs."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    about = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
-    flags = about.get("flags", "").split()  # x86 only
+    fields = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    flags = fields.get("flags", "").split()  # x86 only
     return {
-        "processor": about.get("model name", ""),
+        "processor": fields.get("model name", ""),
         "instructions": [name for name in ("avx2", "avx512f", "amx_tile") if name in flags],
         "cpus": len(os.sched_getaffinity(0)),
     }
 
 
-def keep(name: str, report: Mapping[str, Any]) -> None:
-    """Write `bench/results/NAME.json`; what was measured before and is not in `report` stays."""
+def save_results(name: str, report: Mapping[str, Any]) -> None:
+    """Update `bench/results/NAME.json`; entries that are not in `report` are kept."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     before = json.loads(path.read_text()) if path.exists() else {}

@@ -1,6 +1,6 @@
-"""Plots of bench/results for README and docs: docs/cold_start.svg, start_up.svg and warm.svg.
+"""Plots bench/results to docs/cold_start.svg, start_up.svg and warm.svg.
 
-Their background is transparent, and their text is light where the reader's page is dark.
+The background is transparent, and text is light if the reader prefers a dark colour scheme.
 
 make bench      or      python bench/plots.py
 """
@@ -15,13 +15,13 @@ import matplotlib as mpl
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.contestants import F32, INT8
+from bench.implementations import F32, INT8
 from bench.measure import RESULTS, ROOT
 
 mpl.use("svg")
 mpl.rcParams |= {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "gpt2",  # the same input, the same file
+    "svg.fonttype": "none",  # keep text as text
+    "svg.hashsalt": "gpt2",  # reproducible output
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -88,7 +88,7 @@ def _results(name: str) -> dict[str, Any]:
 
 
 def _medians(rows: dict[str, Any], names: tuple[str, ...], per: float = 1) -> dict[str, float]:
-    """The medians of those that were measured."""
+    """The medians of the names that have results."""
     return {
         name: next(v for key, v in rows[name].items() if key.startswith("median")) / per
         for name in names
@@ -99,7 +99,7 @@ def _medians(rows: dict[str, Any], names: tuple[str, ...], per: float = 1) -> di
 def bars(
     panels: dict[str, dict[str, float]], title: str, form: str, path: Path, columns: int = 1
 ) -> None:
-    """A panel of bars for each title, `columns` beside each other; ours stand out."""
+    """Draw panels of bars in `columns` columns, with this project highlighted."""
     rows = [list(panels.items())[i : i + columns] for i in range(0, len(panels), columns)]
     height = [max(len(values) for _, values in row) for row in rows]
     figure, axes = plt.subplots(
@@ -121,7 +121,7 @@ def bars(
 
 
 def waterfall(laps: dict[str, dict[str, float]], path: Path) -> None:
-    """What each waits for until its text is there, beginning at the start of its process."""
+    """Draw the phases of each implementation from process start to its text."""
     shown = (INT8, F32, "llama.cpp Q8_0", "llama.cpp f32", "CTranslate2 int8", "CTranslate2 f32")
     names = [name for name in reversed(shown) if name in laps]
     figure, axis = plt.subplots(figsize=(8, 0.5 * len(names) + 1.5))
@@ -144,7 +144,7 @@ def waterfall(laps: dict[str, dict[str, float]], path: Path) -> None:
 
 
 def _label(axis: Any, x: float, row: int, text: str) -> None:
-    """A number beside the end of its bar."""
+    """Write a value at the end of its bar."""
     axis.annotate(text, (x, row), xytext=(5, 0), textcoords="offset points", va="center", color=INK)
 
 

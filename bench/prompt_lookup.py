@@ -1,11 +1,10 @@
-"""What prompt lookup gains: greedy texts of 50 and 200 tokens, one sequence at a time.
+"""The speed-up of prompt lookup: greedy texts of 50 and 200 tokens, one sequence at a time.
 
     make bench      or      python bench/prompt_lookup.py [--rounds 60]
 
-Weights of the 124M shape are random here, and what they generate repeats itself more than text
-does. So two things are measured apart: the tokens that a pass gives, on the demo model; and what a
-pass of four rows costs, on the 124M shape in int8, in turn with one row. Writes
-bench/results/prompt_lookup.json.
+Random weights of the 124M shape generate more repetitions than real text has. Two measurements are
+therefore combined: tokens per pass with the demo model, and the time of a pass with four rows
+against one row with the 124M shape in int8. Writes bench/results/prompt_lookup.json.
 """
 
 import argparse
@@ -17,8 +16,8 @@ from time import perf_counter
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench.contestants import INT8, contestants
-from bench.measure import ROOT, keep, machine
+from bench.implementations import INT8, implementations
+from bench.measure import ROOT, machine, save_results
 from gpt2core import Engine
 from gpt2core.generation import Generation, Prompt
 from gpt2core.pack import pack
@@ -41,7 +40,7 @@ PROMPTS = [
 
 
 class _CountingCost(GuessCost):
-    """Guesses are always made, and the passes that check some are counted."""
+    """Always permits guesses, and counts the passes that check some."""
 
     is_low = True
     n_guessing = 0
@@ -52,7 +51,7 @@ class _CountingCost(GuessCost):
 
 
 def passes(engine: Engine, text: str, tokens: int) -> tuple[int, int, int]:
-    """How many tokens and passes a text took, and how many of the passes had guesses."""
+    """The number of tokens, of passes, and of passes with guesses."""
     scheduler = engine.scheduler()
     scheduler._guess_cost = cost = _CountingCost()
     scheduler.add(Prompt(0, engine.encode_prompt(text), tokens))
@@ -65,7 +64,7 @@ def passes(engine: Engine, text: str, tokens: int) -> tuple[int, int, int]:
 
 
 def cost_of_guesses(engine: Engine, rounds: int = 60) -> float:
-    """A pass of four rows, times one of one row: hidden states and the choice of tokens."""
+    """The time of a pass with four rows, divided by that of a pass with one row."""
     from gpt2core.model import KVCache, greedy, hidden_states
 
     weights, config = engine._weights, engine.config
@@ -86,9 +85,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     rounds = parser.parse_args().rounds
-    packed = contestants(INT8)[INT8].folder
+    packed = implementations(INT8)[INT8].folder
     cost = cost_of_guesses(Engine.open(packed, kernels="native"), rounds)
-    print(f"124M int8: a pass of {1 + MAX_GUESSES} rows takes {cost:.2f} times one of one row")
+    print(f"124M int8: a pass of {1 + MAX_GUESSES} rows takes {cost:.2f} times a pass of one row")
     report: dict[str, Any] = {"machine": machine(), "cost_of_guesses": round(cost, 3)}
     with TemporaryDirectory() as folder:
         demo = Path(folder) / "demo"
@@ -105,11 +104,11 @@ def main() -> None:
                 "times_as_fast": _spread(speeds),
             }
             print(
-                f"{tokens} tokens: {median(gains):.2f} tokens a pass"
+                f"{tokens} tokens: {median(gains):.2f} tokens per pass"
                 f" ({min(gains):.2f}-{max(gains):.2f}),"
                 f" {median(speeds):.2f} times as fast ({min(speeds):.2f}-{max(speeds):.2f})"
             )
-    keep("prompt_lookup", report)
+    save_results("prompt_lookup", report)
 
 
 def _spread(values: list[float]) -> dict[str, float]:

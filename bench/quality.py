@@ -1,9 +1,9 @@
-"""What bf16 and int8 cost: perplexity and next tokens on held-out tales, logits of random weights.
+"""The accuracy of bf16 and int8: perplexity, next tokens and logits.
 
     .venv-reference/bin/python -m bench.quality [--tokens N]
 
-The demo on the tales that its training held out, in windows of its context; the 124M shape with
-random weights, whose logits are compared alone. Prints a table and writes bench/results.
+Perplexity and next tokens are those of the demo model on its held-out tales, in windows of its
+context; logits are those of random weights of the 124M shape. Writes bench/results/quality.json.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.measure import MODELS, ROOT, keep
+from bench.measure import MODELS, ROOT, save_results
 from bench.random_model import TEST_DATA, make
 from gpt2core import Engine
 from gpt2core.pack import pack
@@ -22,7 +22,7 @@ PRECISIONS = ("f32", "bf16", "int8")
 
 
 def held_out(engine: Engine, count: int) -> list[list[int]]:
-    """Windows of the model's context, each from one tale."""
+    """Windows of at most the model's context, each from one tale, with `count` tokens or more."""
     windows: list[list[int]] = []
     for tale in read_corpus(TEST_DATA / "corpus").held_out:
         ids = engine.tokenizer.encode(tale)
@@ -37,7 +37,7 @@ def held_out(engine: Engine, count: int) -> list[list[int]]:
 
 
 def scored(engine: Engine, windows: list[list[int]]) -> tuple[float, np.ndarray]:
-    """Perplexity, and the most likely token after every position."""
+    """Perplexity, and the most likely next token at every position."""
     loss, best = 0.0, []
     for ids in windows:
         logits = engine.logits(ids[:-1]).astype(np.float64)
@@ -53,7 +53,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokens", type=int, default=200_000, help="at most (default all)")
+    parser.add_argument(
+        "--tokens", type=int, default=200_000, help="maximum number of tokens (default 200,000)"
+    )
     args = parser.parse_args()
     raw = Engine.open(ROOT / "models" / "demo")
     windows = held_out(raw, args.tokens)
@@ -76,7 +78,7 @@ def main() -> None:
             "logit_error_rms_of_spread": round(float(error.std() / truth.std()), 5),
         }
         print(precision, row, flush=True)
-    keep("quality", report)
+    save_results("quality", report)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Random weights of a published GPT-2's shapes, in the published layout.
+"""Writes random weights in the shapes and layout of the published GPT-2 models.
 
     python -m bench.random_model DIR [--size 124M|355M|774M|1.5B]
 
-Real weights cannot be had on every machine, and speed does not depend on their values. The file
-is laid out as the published gpt2's: the same tensors in F32, causal masks included, 548 MB, and
-its data begins at an odd byte, so that no tensor is aligned. With `--aligned` the header is padded
-so that it begins at a multiple of 64, as newer writers do. The tokenizer is the published one where
-GPT2_TEST_DATA has it.
+Speed does not depend on the values of weights. As in the published gpt2, the tensors are F32,
+causal masks are included (548 MB), and the data starts at an odd offset, so that no tensor is
+aligned. `--aligned` pads the header to a multiple of 64 bytes, as newer writers do. The published
+tokenizer is copied if GPT2_TEST_DATA has it.
 """
 
 import argparse
@@ -43,7 +42,7 @@ SIZES = {
 
 
 def make(folder: Path, size: str = "124M", *, aligned: bool = False) -> Path:
-    """Write the model directory unless it is there already; returns it."""
+    """Write the model directory if it does not exist; returns it."""
     if (folder / "done").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""First reply through AWS's emulator: our runtime against awslambdaric, with the packed demo model.
+"""Time to the first reply under AWS's emulator: this project's runtime against awslambdaric.
 
     make bench      or      python bench/runtime.py [--runs 15]
 
-From the start of the emulator to the reply to its first event, in turn. Needs the emulator that
-`make test` installs in `.venv-dev`; what it adds is the same for both. Writes
+From the start of the emulator to the reply to the first event, alternating, with the packed demo
+model. Needs the emulator that `make test` installs in `.venv-dev`. Writes
 bench/results/runtime.json.
 """
 
@@ -17,7 +17,7 @@ from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.measure import ROOT, compared, keep
+from bench.measure import ROOT, compare, save_results
 from gpt2core.pack import pack
 from tests.support.emulator import OURS, THEIRS, emulator, emulator_path
 
@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     path = emulator_path()
     if path is None:
-        raise SystemExit("no emulator here: run make test once")
+        raise SystemExit("no emulator in .venv-dev: run make test")
     times: dict[str, list[float]] = {"awslambdaric": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
         pack(ROOT / "models" / "demo", Path(folder) / "demo")
@@ -44,11 +44,11 @@ def main() -> None:
                     assert function.invoke(EVENT)["generated_text"]
                     if run:
                         times[name].append(perf_counter() - began)
-    report = compared(times, "awslambdaric")
+    report = compare(times, "awslambdaric")
     ahead = [1000 * (t - o) for t, o in zip(times["awslambdaric"], times["ours"], strict=True)]
     report["ahead_ms"] = round(statistics.median(ahead), 1)
-    print(f"ours is ahead by {report['ahead_ms']} ms (median of the pairs)")
-    keep("runtime", report)
+    print(f"ours is faster by {report['ahead_ms']} ms (median of the pairs)")
+    save_results("runtime", report)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A loopback server that answers what S3 answers to HEAD, ranged GET and a listing, by `sendfile`.
+"""A fast loopback server with S3's replies to HEAD, ranged GET and ListObjectsV2.
 
-It gives away the files of one directory as one bucket, as fast as the machine can, so that the time
-of a download is the client's. It checks no signature and knows no errors but 404.
+It serves the files of one directory as a bucket with `sendfile`, so that a download takes as long
+as the client needs. It does not check signatures, and its only error is 404.
 
-    python bench/s3_server.py DIRECTORY      prints its port
+    python bench/s3_server.py DIRECTORY      prints the port
 """
 
 import os
@@ -17,18 +17,18 @@ MODIFIED = "Sun, 01 Nov 2026 00:00:00 GMT"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`/BUCKET/KEY` is the file KEY of the directory, whatever the bucket's name."""
+    """Serves the file KEY of the directory at `/BUCKET/KEY`, for any bucket."""
 
     protocol_version = "HTTP/1.1"
     directory = "."
 
     def do_HEAD(self):
-        self.answer(with_body=False)
+        self.send_object(with_body=False)
 
     def do_GET(self):
-        self.answer(with_body=True)
+        self.send_object(with_body=True)
 
-    def answer(self, with_body):
+    def send_object(self, with_body):
         path, _, query = self.path.partition("?")
         key = unquote(path).lstrip("/").partition("/")[2]
         if "list-type=2" in query:
@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def etag(key):
-    """Not the content's MD5, and marked as an upload in parts, so that nobody takes it for that."""
+    """The ETag of a multipart upload, which clients do not compare with the content's MD5."""
     return md5(key.encode(), usedforsecurity=False).hexdigest() + "-9"
 
 

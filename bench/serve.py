@@ -1,13 +1,12 @@
-"""Tokens a second of `python -m handler serve` by how many clients ask at once.
+"""Tokens per second of `python -m handler serve` by number of concurrent clients.
 
-    make bench      or      python bench/serve.py [--runs 5] [--precision f32,int8]
+    python bench/serve.py [--runs 5] [--precision f32,int8]
 
-Random weights of the 124M shape, packed. Every client sends one request after the other over HTTP,
-prompts of 5 to 8 tokens, 20 new tokens each; a round is as many requests for every number of
-clients, and rounds alternate, so that a machine that slows down slows all. A ratio is the median of
-the ratios within a round. Every text is compared with the one that its request gets alone: sums in
-another order may differ where the two best logits lie within rounding. Writes
-bench/results/serve.json.
+Random weights of the 124M shape, packed. Every client sends requests in sequence over HTTP: prompts
+of 5 to 8 tokens, 20 new tokens each. A round has the same number of requests for every number of
+clients; a ratio is the median of the ratios within a round. Every text is compared with that of a
+single client: NumPy may sum in a different order, and select another token if the two highest
+logits are almost equal. Writes bench/results/serve.json.
 """
 
 import argparse
@@ -26,8 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from bench.contestants import packed_model
-from bench.measure import MODELS, ROOT, environment, keep
+from bench.implementations import packed_model
+from bench.measure import MODELS, ROOT, environment, save_results
 from bench.random_model import make
 
 CLIENTS = (1, 8, 16)
@@ -47,13 +46,13 @@ def main() -> None:
     report = {}
     for precision in args.precision:
         with server(packed_model(published, precision)) as port:
-            alone = ask_all(port, 1)[1]  # warms up
+            alone = send_all(port, 1)[1]  # also warms up
             rounds = []
             same = dict.fromkeys(CLIENTS, REQUESTS)
             for _ in range(args.runs):
                 speeds = {}
                 for clients in CLIENTS:
-                    took, texts = ask_all(port, clients)
+                    took, texts = send_all(port, clients)
                     speeds[clients] = REQUESTS * NEW_TOKENS / took
                     equal = sum(a == b for a, b in zip(texts, alone, strict=True))
                     same[clients] = min(same[clients], equal)
@@ -61,11 +60,11 @@ def main() -> None:
         report[precision] = {str(n): summary(rounds, n, same[n]) for n in CLIENTS}
         for n in CLIENTS:
             print(f"{precision:<5} {n:>2} clients", report[precision][str(n)], flush=True)
-    keep("serve", report)
+    save_results("serve", report)
 
 
 def summary(rounds: list[dict[int, float]], clients: int, same_texts: int) -> dict[str, Any]:
-    """Tokens a second, and how many times those of one client."""
+    """Tokens per second, and their ratio to those of one client."""
     speeds = [speeds[clients] for speeds in rounds]
     ratios = [speeds[clients] / speeds[1] for speeds in rounds]
     return {
@@ -79,7 +78,7 @@ def summary(rounds: list[dict[int, float]], clients: int, same_texts: int) -> di
 
 @contextmanager
 def server(model: Path) -> Iterator[int]:
-    """A server on loopback; its port."""
+    """Run a server on loopback; yields its port."""
     command = [sys.executable, "-m", "handler", "serve", "--port", "0", "--model", str(model)]
     process = subprocess.Popen(
         command,
@@ -93,7 +92,7 @@ def server(model: Path) -> Iterator[int]:
         found = re.search(r"http://[\d.]+:(\d+)", process.stderr.readline())
         assert found
         with ThreadPoolExecutor(1) as reader:
-            reader.submit(process.stderr.read)  # so that it never waits for us to read its log
+            reader.submit(process.stderr.read)  # so that the pipe never fills
             yield int(found[1])
             process.terminate()
     finally:
@@ -101,15 +100,15 @@ def server(model: Path) -> Iterator[int]:
         process.wait()
 
 
-def ask_all(port: int, clients: int) -> tuple[float, list[str]]:
-    """Seconds that all requests took together, and their texts."""
+def send_all(port: int, clients: int) -> tuple[float, list[str]]:
+    """Total seconds of all requests, and their texts."""
     began = perf_counter()
     with ThreadPoolExecutor(clients) as threads:
-        texts = list(threads.map(lambda prompt: ask(port, prompt), PROMPTS))
+        texts = list(threads.map(lambda prompt: send(port, prompt), PROMPTS))
     return perf_counter() - began, texts
 
 
-def ask(port: int, prompt: str) -> str:
+def send(port: int, prompt: str) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     body = json.dumps({"prompt": prompt, "max_new_tokens": NEW_TOKENS})
     connection.request("POST", "/generate", body, {"Content-Type": "application/json"})

@@ -1,6 +1,6 @@
-# The peer's image, built the same way as ours: transformers and torch, AWS's runtime client.
+# The image of the peer, built like ours: transformers and torch with AWS's runtime client.
 #
-#   scripts/build_image.sh with DOCKERFILE=…, by bench/container.py, which lays torch's wheel beside it.
+# bench/container.py downloads torch's wheel and runs scripts/build_image.sh with DOCKERFILE=….
 ARG BASE=python:3.13-slim-bookworm
 
 FROM ${BASE} AS build
@@ -11,7 +11,7 @@ COPY torch /tmp/torch
 RUN python3 -m pip install --no-cache-dir --no-compile --no-deps \
         --target /out/dependencies/var/task /tmp/torch/*.whl
 COPY scripts/slim_image.py /tmp/slim_image.py
-# One of torch's own tests is in newer Python.
+# This file of torch needs a newer Python.
 RUN rm -f /out/dependencies/var/task/torch/testing/_internal/py312_intrinsics.py && \
     python3 /tmp/slim_image.py /out/dependencies
 COPY bench/transformers_function.py /out/code/var/task/

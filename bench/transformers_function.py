@@ -1,4 +1,4 @@
-"""The peer's function: transformers and torch, loaded while it starts; AWS's runtime client."""
+"""The Lambda function of the peer's image: transformers and torch, loaded in the init phase."""
 
 import os
 from typing import Any

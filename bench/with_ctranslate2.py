@@ -1,20 +1,20 @@
-"""A peer: CTranslate2, with the model in its own format and the published tokenizer."""
+"""CTranslate2, with the model in its own format and the published tokenizer."""
 
 import sys
 
 import ctranslate2
 from tokenizers import Tokenizer
 
-from bench import peer
+from bench import harness
 
-peer.lap("imports")
+harness.lap("imports")
 generator = ctranslate2.Generator(sys.argv[1], device="cpu")
-peer.lap("model")
+harness.lap("model")
 tokenizer = Tokenizer.from_file(f"{sys.argv[1]}/tokenizer.json")
-peer.lap("tokenizer")
+harness.lap("tokenizer")
 
 
-def continued(prompts: list[str], count: int) -> list[list[int]]:
+def continuations(prompts: list[str], count: int) -> list[list[int]]:
     results = generator.generate_batch(
         [encoding.tokens for encoding in tokenizer.encode_batch(prompts)],
         max_length=count,
@@ -27,7 +27,7 @@ def continued(prompts: list[str], count: int) -> list[list[int]]:
 
 
 def generate(prompt: str, count: int) -> str:
-    return prompt + str(tokenizer.decode(continued([prompt], count)[0]))
+    return prompt + str(tokenizer.decode(continuations([prompt], count)[0]))
 
 
-peer.main(generate, lambda prompts, count: tokenizer.decode_batch(continued(prompts, count)))
+harness.main(generate, lambda prompts, count: tokenizer.decode_batch(continuations(prompts, count)))

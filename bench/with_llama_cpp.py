@@ -1,4 +1,4 @@
-"""A peer: llama.cpp through llama-cpp-python, with model and tokenizer in one GGUF file."""
+"""llama.cpp through llama-cpp-python, with model and tokenizer in one GGUF file."""
 
 import os
 import sys
@@ -8,11 +8,11 @@ from typing import Any
 import llama_cpp
 from llama_cpp import Llama
 
-from bench import peer
+from bench import harness
 
-peer.lap("imports")
-# ggml 0.25 crashes in its AMX kernels (ldtilecfg, on Sapphire Rapids under Firecracker); they come
-# by way of the "extra" buffers.
+harness.lap("imports")
+# ggml 0.25 crashes in its AMX kernels (ldtilecfg, on Sapphire Rapids under Firecracker). They need
+# the "extra" buffers.
 with open("/proc/cpuinfo") as cpu:
     if "amx_tile" in cpu.read():
         defaults = llama_cpp.llama_model_default_params
@@ -24,13 +24,13 @@ with open("/proc/cpuinfo") as cpu:
 
         llama_cpp.llama_cpp.llama_model_default_params = without_extra_buffers
 threads = len(os.sched_getaffinity(0))
-context = 1024 if sys.argv[4:] else 256  # memory for its whole context is taken at once
+context = 1024 if sys.argv[4:] else 256  # memory for the whole context is allocated at once
 llama = Llama(sys.argv[1], n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False)
-peer.lap("model")
+harness.lap("model")
 
 
 def generate(prompt: str, count: int) -> str:
-    llama.reset()  # it would skip what it remembers of the prompt
+    llama.reset()  # forget the prompt, which it would not process again
     ids = llama.tokenize(prompt.encode(), add_bos=False)
     new = list(islice(llama.generate(ids, temp=0.0, reset=True), count))
     assert len(new) == count
@@ -38,7 +38,7 @@ def generate(prompt: str, count: int) -> str:
 
 
 def together(prompts: list[str], count: int) -> None:
-    """As llama.cpp's own examples do: a context of many sequences, a batch of a row of each."""
+    """As in llama.cpp's examples: a context of many sequences, and batches with a row of each."""
     import numpy as np
 
     api = llama_cpp
@@ -79,4 +79,4 @@ def together(prompts: list[str], count: int) -> None:
     api.llama_free(many)
 
 
-peer.main(generate, together)
+harness.main(generate, together)

@@ -1,4 +1,4 @@
-"""A peer: ONNX Runtime, with keys and values that go in and out of the graph as its guides do."""
+"""ONNX Runtime, with keys and values as inputs and outputs of the graph, as in its guides."""
 
 import os
 import sys
@@ -7,17 +7,17 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from bench import peer
+from bench import harness
 
-peer.lap("imports")
+harness.lap("imports")
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = len(os.sched_getaffinity(0))
 session = onnxruntime.InferenceSession(
     f"{sys.argv[1]}/model.onnx", options, providers=["CPUExecutionProvider"]
 )
-peer.lap("model")
+harness.lap("model")
 tokenizer = Tokenizer.from_file(f"{sys.argv[1]}/tokenizer.json")
-peer.lap("tokenizer")
+harness.lap("tokenizer")
 layers, heads, head_dim = 12, 12, 64
 
 
@@ -32,4 +32,4 @@ def generate(prompt: str, count: int) -> str:
     return str(tokenizer.decode(ids + new))
 
 
-peer.main(generate)
+harness.main(generate)

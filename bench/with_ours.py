@@ -1,8 +1,8 @@
-"""Ours, as a script: the same as `python -m gpt2core generate`, without its command line."""
+"""The engine of this repository, as in `python -m gpt2core generate` without its command line."""
 
 import sys
 
-from bench import peer
+from bench import harness
 from gpt2core.startup import prefetch, slim_numpy
 
 folder = sys.argv[1]
@@ -10,12 +10,14 @@ prefetch.begin(folder)
 slim_numpy.load()
 from gpt2core.engine import Engine
 
-peer.lap("imports")
-engine = Engine.open(folder, prompt_lookup=False)  # random weights repeat themselves
+harness.lap("imports")
+engine = Engine.open(
+    folder, prompt_lookup=False
+)  # random weights would favour it: they generate repetitions
 engine.read_ahead()
-peer.lap("model")
+harness.lap("model")
 engine.tokenizer  # noqa: B018 (opens it)
-peer.lap("tokenizer")
+harness.lap("tokenizer")
 
 
 def generate(prompt: str, count: int) -> str:
@@ -28,4 +30,4 @@ def together(prompts: list[str], count: int) -> None:
     assert all(len(done.ids) == count for done in engine.generate_batch(prompts, count))
 
 
-peer.main(generate, together)
+harness.main(generate, together)

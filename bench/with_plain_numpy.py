@@ -1,6 +1,6 @@
-"""A peer: a page of NumPy without a cache, every token from the whole text (picoGPT's way).
+"""A simple implementation in NumPy without a cache, like picoGPT.
 
-Weights are read by safetensors and the text by tokenizers, as one would who has an afternoon.
+Reads the weights with safetensors and the text with tokenizers.
 """
 
 import sys
@@ -9,13 +9,13 @@ import numpy as np
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from bench import peer
+from bench import harness
 
-peer.lap("imports")
+harness.lap("imports")
 weights = load_file(f"{sys.argv[1]}/model.safetensors")
-peer.lap("model")
+harness.lap("model")
 tokenizer = Tokenizer.from_file(f"{sys.argv[1]}/tokenizer.json")
-peer.lap("tokenizer")
+harness.lap("tokenizer")
 LAYERS, HEADS = 12, 12
 
 
@@ -59,4 +59,4 @@ def generate(prompt, count):
     return tokenizer.decode(ids)
 
 
-peer.main(generate)
+harness.main(generate)

@@ -1,18 +1,18 @@
-"""A peer: transformers and torch, as their documentation has it."""
+"""transformers and torch, used as in their documentation."""
 
 import sys
 
 import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from bench import peer
+from bench import harness
 
-peer.lap("imports")
+harness.lap("imports")
 folder = sys.argv[1]
 model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-peer.lap("model")
+harness.lap("model")
 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-peer.lap("tokenizer")
+harness.lap("tokenizer")
 
 
 def generate(prompt: str, count: int) -> str:
@@ -32,4 +32,4 @@ def together(prompts: list[str], count: int) -> None:
     tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
 
 
-peer.main(generate, together)
+harness.main(generate, together)

@@ -1,4 +1,4 @@
-"""How benchmarks run contestants and compare their times."""
+"""How benchmarks run processes and compare their times."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from bench import measure
 
 
-def test_contestants_run_without_the_settings_of_one_machine(
+def test_processes_run_without_the_settings_of_this_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE"):
@@ -19,32 +19,32 @@ def test_contestants_run_without_the_settings_of_one_machine(
     assert run.text.strip() == "['OPENBLAS_NUM_THREADS']"
 
 
-def test_a_ratio_is_the_median_of_the_ratios_of_runs_side_by_side() -> None:
-    report = measure.compared({"ours": [1.0, 2.0, 10.0], "peer": [3.0, 4.0, 20.0]}, "ours")
+def test_a_ratio_is_the_median_of_the_ratios_of_adjacent_runs() -> None:
+    report = measure.compare({"ours": [1.0, 2.0, 10.0], "peer": [3.0, 4.0, 20.0]}, "ours")
     assert report["peer"]["times_of"] == {"ours": 2.0}
     assert report["peer"]["median_ms"] == 4000
 
 
-def test_runs_alternate_each_after_a_twin_that_counts_nothing(tmp_path: Path) -> None:
+def test_runs_alternate_each_after_a_discarded_warm_up(tmp_path: Path) -> None:
     log = tmp_path / "log"
     commands = {
         name: [sys.executable, "-S", "-c", f"open({str(log)!r}, 'a').write({name!r})"]
         for name in "ab"
     }
-    done = measure.in_turn(commands, 2, twins=True)
+    done = measure.run_alternating(commands, 2, warm_up=True)
     assert log.read_text() == "aabb" * 2
     assert [len(runs) for runs in done.values()] == [2, 2]
 
 
-def test_no_round_begins_after_the_time_that_was_given() -> None:
+def test_no_round_starts_after_the_time_limit() -> None:
     commands = {"pass": [sys.executable, "-S", "-c", "pass"]}
-    assert len(measure.in_turn(commands, 100, seconds=0)["pass"]) == 1
+    assert len(measure.run_alternating(commands, 100, seconds=0)["pass"]) == 1
 
 
-def test_results_that_were_not_measured_again_stay(
+def test_results_that_were_not_measured_again_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
-    measure.keep("name", {"warm": 1, "evicted": 2})
-    measure.keep("name", {"evicted": 3})
+    measure.save_results("name", {"warm": 1, "evicted": 2})
+    measure.save_results("name", {"evicted": 3})
     assert (tmp_path / "name.json").read_text() == '{\n  "warm": 1,\n  "evicted": 3\n}\n'

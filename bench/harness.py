@@ -1,14 +1,14 @@
-"""What the scripts of all peers share: when they got where, and the text to the process that waits.
+"""Shared by the scripts of all implementations: prints the text, then timings as JSON.
 
-A script is called `SCRIPT MODEL PROMPT N [WORK…]`. It prints the text of N new tokens, then a line
-of JSON: `laps`, the moments when its parts ended, by a clock that the caller's process shares, and
-what each WORK took once everything is warm, medians of some repeats:
+A script is called as `SCRIPT MODEL PROMPT N [WORK…]`. It prints the text of N new tokens, then one
+line of JSON: `laps`, the values of `perf_counter()` at the end of each phase, and the result of
+each WORK after warm-up, the median of some repeats:
 
-    token=30              ms of one of 30 more tokens
-    prompt=64             ms of a prompt of 64 tokens to its first new one
-    together=8            tokens a second of 8 prompts that are continued together, 20 each
+    token=30              ms per token of 30 more tokens
+    prompt=64             ms from a prompt of 64 tokens to its first new token
+    together=8            tokens per second of a batch of 8 prompts, 20 new tokens each
 
-`blas` says which kernels the libraries that were loaded have chosen (threadpoolctl).
+`blas` lists the BLAS kernels of the loaded libraries (threadpoolctl).
 """
 
 import sys
@@ -22,14 +22,14 @@ _laps: dict[str, float] = {}
 
 
 def lap(name: str) -> None:
-    """The part called `name` ends now."""
+    """Record the end of the phase `name`."""
     _laps[name] = perf_counter()
 
 
 def main(generate: Callable[[str, int], str], together: Together | None = None) -> None:
-    """Generate as the command line says.
+    """Run the script's command line.
 
-    `generate` takes a prompt and exactly how many tokens; `together` does so for many prompts.
+    `generate` continues a prompt by exactly N tokens; `together` does the same for a batch.
     """
     prompt, count = sys.argv[2], int(sys.argv[3])
     text = generate(prompt, count)
@@ -65,11 +65,11 @@ def _seconds(function: Callable[[], object]) -> float:
         began = perf_counter()
         function()
         took.append(perf_counter() - began)
-    return sorted(took[1:])[REPEATS // 2 - 1]  # `statistics` takes 3 ms of everybody's start
+    return sorted(took[1:])[REPEATS // 2 - 1]  # `statistics` takes 3 ms to import
 
 
 def _token_ms(generate: Callable[[str, int], str], prompt: str, more: int) -> float:
-    """What `more` tokens take beyond the first, each."""
+    """Milliseconds per token of `more` tokens after the first."""
     took = []
     for _ in range(REPEATS):
         began = perf_counter()

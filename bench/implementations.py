@@ -1,13 +1,13 @@
-"""Who is measured: ours and its peers, each a script of this folder and a model in its own format.
+"""The implementations to compare: each is a script in this folder and a model in its own format.
 
-Random weights of GPT-2's shapes (see `random_model`). What is made is kept in bench/models.
+Weights are random, in GPT-2's shapes (see `random_model`). Models are kept in bench/models.
 """
 
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.convert import converted
+from bench.convert import convert
 from bench.measure import MODELS, ROOT
 from bench.random_model import make
 from gpt2core.files.names import PACKED_FORMAT
@@ -16,7 +16,7 @@ from gpt2core.pack import pack
 PROMPT = "My name is John"
 NEW_TOKENS = "10"
 F32, INT8 = "ours f32", "ours int8"
-# name: script, format, precision as the format calls it, file within the folder
+# name: script, format, precision in the format's own terms, file in the folder
 TABLE = {
     F32: ("with_ours.py", "packed", "f32", ""),
     "ours bf16": ("with_ours.py", "packed", "bf16", ""),
@@ -34,21 +34,21 @@ TABLE = {
 }
 
 
-class Contestant(NamedTuple):
-    """A script of `bench`, and the model that it opens; `file` within the folder, or all of it."""
+class Implementation(NamedTuple):
+    """A script and its model: `file` in the folder, or the folder itself."""
 
     script: str
     folder: Path
     file: str = ""
 
     def command(self, folder: Path | None = None) -> list[str]:
-        """The command line, with the model in another folder if one is given."""
+        """The command line, with the model in `folder` if it is given."""
         model = str((folder or self.folder) / self.file)
         return [sys.executable, str(ROOT / "bench" / self.script), model, PROMPT, NEW_TOKENS]
 
 
-def contestants(*names: str, size: str = "124M") -> dict[str, Contestant]:
-    """Those of the table, or of `names`, that can be had here."""
+def implementations(*names: str, size: str = "124M") -> dict[str, Implementation]:
+    """The implementations in `names`, or all, that are installed here."""
     stem = "gpt2" if size == "124M" else f"gpt2-{size}"
     published = make(MODELS / f"{stem}-published", size).absolute()
     found = {}
@@ -60,16 +60,16 @@ def contestants(*names: str, size: str = "124M") -> dict[str, Contestant]:
         elif kind == "aligned":
             folder = make(MODELS / f"{stem}-aligned", size, aligned=True).absolute()
         elif kind != "published":
-            folder = converted(kind, published, precision)
+            folder = convert(kind, published, precision)
         if folder:
-            found[name] = Contestant(script, folder, file)
+            found[name] = Implementation(script, folder, file)
     return found
 
 
 def packed_model(published: Path, precision: str) -> Path:
-    """The model packed, made once."""
+    """The packed model; written on the first call."""
     stem = published.name.removesuffix("-published")
-    kind = PACKED_FORMAT.removeprefix("gpt2-")  # another one: packed again
+    kind = PACKED_FORMAT.removeprefix("gpt2-")  # a new format version needs a new pack
     folder = MODELS.absolute() / f"{stem}-{kind}-{precision}"
     if not (folder / "gpt2.manifest.json").exists():
         pack(published, folder, precision)
