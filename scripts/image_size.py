@@ -1,10 +1,10 @@
-"""What an image weighs, and what of it a first answer touches.
+"""The size of an image, and the files that a cold start opens.
 
     python scripts/image_size.py IMAGE
 
-Compressed bytes (gzip, as registries keep layers) of the image's own layers, those above its base;
-what they are made of, by package; and the files that a start opens until its first answer, by
-`strace` in the unpacked image (root, and strace installed). Needs Docker.
+Prints the compressed size (gzip, as in registries) of the layers above the base, by package, and
+the files that are opened up to the first reply, with `strace` in the unpacked image (needs root
+and strace). Needs Docker.
 """
 
 import argparse
@@ -20,37 +20,37 @@ from pathlib import Path
 from typing import NamedTuple
 
 OWN = 3  # layers that the Dockerfile adds: dependencies, kernels, code
-LEAST_SHOWN = 200_000
-ANSWER = ["python3", "-S", "bootstrap.py", "invoke", "events/direct-generate.json"]
+MIN_LISTED_BYTES = 200_000
+COMMAND = ["python3", "-S", "bootstrap.py", "invoke", "events/direct-generate.json"]
 OPENED = re.compile(r'openat\([^"]*"([^"]+)"[^=]*= \d+')
 
 
 class Part(NamedTuple):
-    """What one package or directory adds to an image."""
+    """The share of one package or directory in an image."""
 
     files: int
     size: int
     compressed: int
-    """Bytes, by gzip, of all its files one after the other."""
+    """Bytes of all its files, concatenated and compressed with gzip."""
 
 
 def main(image: str) -> None:
     layers = _layers(image)
     sizes = [len(gzip.compress(layer, 6, mtime=0)) for layer in layers]
     base, own = sum(sizes[:-OWN]), sum(sizes[-OWN:])
-    print(f"base {base / 1e6:.1f} MB compressed, ours {own / 1e6:.1f} MB over it\n")
-    print("| part of ours | files | MB | MB compressed |\n|---|---|---|---|")
-    for name, part in _shown(parts(layers[-OWN:])).items():
+    print(f"base {base / 1e6:.1f} MB compressed, own layers {own / 1e6:.1f} MB\n")
+    print("| part | files | MB | MB compressed |\n|---|---|---|---|")
+    for name, part in _merge_small(parts(layers[-OWN:])).items():
         print(f"| {name} | {part.files} | {part.size / 1e6:.1f} | {part.compressed / 1e6:.1f} |")
-    with tempfile.TemporaryDirectory() as place:
-        opened = _opened(image, Path(place) / "root")
+    with tempfile.TemporaryDirectory() as folder:
+        opened = _opened(image, Path(folder) / "root")
     if opened is None:
-        print("\nfiles touched at start: not counted, which takes root and strace")
+        print("\nfiles opened at start: not counted, needs root and strace")
         return
     total = sum(opened.values())
     ours = sum(size for path, size in opened.items() if path.startswith("/var/task"))
-    print(f"\na first answer opens {len(opened)} files of {total / 1e6:.1f} MB,", end=" ")
-    print(f"{ours / 1e6:.1f} MB of them ours")
+    print(f"\nthe first reply opens {len(opened)} files of {total / 1e6:.1f} MB,", end=" ")
+    print(f"{ours / 1e6:.1f} MB of them in /var/task")
 
 
 def own_layers(image: str, count: int = OWN) -> list[bytes]:
@@ -59,7 +59,7 @@ def own_layers(image: str, count: int = OWN) -> list[bytes]:
 
 
 def parts(layers: list[bytes]) -> dict[str, Part]:
-    """What layers are made of, by first name below /var/task, largest first."""
+    """The parts of layers by top-level name in /var/task, largest first."""
     content: dict[str, bytearray] = {}
     counts: Counter[str] = Counter()
     for layer in layers:
@@ -74,17 +74,17 @@ def parts(layers: list[bytes]) -> dict[str, Part]:
     return dict(sorted(found.items(), key=lambda item: -item[1].compressed))
 
 
-def _shown(found: dict[str, Part]) -> dict[str, Part]:
-    """Small parts are shown as one."""
-    shown = {n: p for n, p in found.items() if p.compressed >= LEAST_SHOWN}
-    rest = [p for n, p in found.items() if n not in shown]
-    return shown | {f"{len(rest)} others": Part(*map(sum, zip(*rest, strict=True)))}
+def _merge_small(found: dict[str, Part]) -> dict[str, Part]:
+    """Combine the small parts to one."""
+    large = {n: p for n, p in found.items() if p.compressed >= MIN_LISTED_BYTES}
+    rest = [p for n, p in found.items() if n not in large]
+    return large | {f"{len(rest)} others": Part(*map(sum, zip(*rest, strict=True)))}
 
 
 def _layers(image: str) -> list[bytes]:
-    """Uncompressed layers, the base's first; those without content left out."""
-    with tempfile.TemporaryDirectory() as place:
-        saved = Path(place) / "image.tar"
+    """Uncompressed layers, those of the base first, without empty ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "image.tar"
         subprocess.run(["docker", "save", "-o", saved, image], check=True)
         with tarfile.open(saved) as archive:
             manifest = archive.extractfile("manifest.json")
@@ -100,7 +100,7 @@ def _part(path: str) -> str:
 
 
 def _opened(image: str, root: Path) -> dict[str, int] | None:
-    """Sizes of the regular files that one answer opens, by path within the image."""
+    """Sizes of the files that are opened up to the first reply, by path; None without strace."""
     container = subprocess.run(
         ["docker", "create", image], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -109,7 +109,7 @@ def _opened(image: str, root: Path) -> dict[str, int] | None:
         exported = subprocess.Popen(["docker", "export", container], stdout=subprocess.PIPE)
         subprocess.run(["tar", "-C", root, "-x"], stdin=exported.stdout, check=True)
         exported.wait()
-        inside = "cd /var/task && exec " + " ".join(ANSWER)
+        inside = "cd /var/task && exec " + " ".join(COMMAND)
         command = ["strace", "-f", "-e", "trace=openat,execve", "-o", root.parent / "trace"]
         command += ["chroot", root, "/bin/sh", "-c", inside]
         try:

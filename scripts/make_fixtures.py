@@ -1,9 +1,10 @@
-"""Write tests/fixtures/reference.npz: what `transformers` answers on the models of the tests.
+"""Write tests/fixtures/reference.npz: the outputs of `transformers` for the test models.
 
     python -m scripts.make_fixtures          (in the reference environment, from the root)
 
-For every case: logits of a 24-token prompt, and the greedy continuation of a 4-token prompt up to
-the context's end, cut before the first token whose two best logits are closer than 1e-3.
+For each case: the logits of a prompt of 24 tokens, and the greedy continuation of a prompt of 4
+tokens to the end of the context, cut before the first token whose two highest logits differ by less
+than 1e-3.
 """
 
 import tempfile

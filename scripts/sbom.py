@@ -1,11 +1,11 @@
-"""A bill of materials of an image: CycloneDX 1.6, as JSON.
+"""Write the software bill of materials (SBOM) of an image: CycloneDX 1.6, as JSON.
 
     .venv-audit/bin/python scripts/sbom.py IMAGE OUT.cdx.json
 
-Lists what lies in the image, not what was asked for: Python's distributions with their licences
-and what each needs, the parts that wheels declare of themselves (PEP 770: the Rust crates of
-`tokenizers`, …), the shared libraries that wheels bring, and Debian's packages of the base. The
-same layers give the same bytes. Validated against the schema before it is written. Needs Docker.
+Lists the contents of the image: Python distributions with licences and dependencies, components
+declared in wheels (PEP 770, such as the Rust crates of `tokenizers`), shared libraries in wheels,
+and Debian packages of the base. The same layers give the same bytes. The document is validated
+against the schema. Needs Docker.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from packageurl import PackageURL
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-# What is read of an image's files: who is installed, and shared libraries within wheels.
-READ = re.compile(
+# Files to read from the image: package metadata, and shared libraries in wheels.
+METADATA = re.compile(
     r"(var/task|usr/(local/)?lib/python3[^/]*(/[a-z]+-packages)?|var/lang/lib/python3[^/]*/site-packages)"
     r"/([^/]+\.dist-info/.*|[^/]+\.libs/[^/]+)"
     r"|var/task/gpt2core/__init__\.py|var/lib/dpkg/status|etc/os-release|usr/lib/os-release"
@@ -44,23 +44,23 @@ READ = re.compile(
 
 
 def main(image: str, out: Path) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
         _unpack(image, root)
         bom = bill(root, _inspect(image))
     text = JsonV1Dot6(bom).output_as_string(indent=2)
-    wrong = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
-    if wrong:
-        raise SystemExit(f"not CycloneDX: {wrong}")
+    error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
+    if error:
+        raise SystemExit(f"the SBOM is not valid CycloneDX: {error}")
     report = json.loads(text)
-    del report["metadata"]["timestamp"]  # when it was written says nothing of the image
+    del report["metadata"]["timestamp"]  # keeps the output reproducible
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
     print(f"{out}: {len(report['components'])} components")
 
 
 def bill(root: Path, image: dict[str, Any]) -> Bom:
-    """The bill of an image whose files that `READ` names lie below `root`."""
+    """The SBOM of an image; `root` contains its files that match `METADATA`."""
     layers = image["RootFS"]["Layers"]
     source = (root / "var/task/gpt2core/__init__.py").read_text()
     product = Component(
@@ -78,8 +78,8 @@ def bill(root: Path, image: dict[str, Any]) -> Bom:
     python = dict(_python(root))
     for component in python.values():
         bom.components.add(component)
-    for found in distributions(path=_places(root)):
-        needs = [python[n] for n in _needs(found) if n in python]
+    for found in distributions(path=_site_packages(root)):
+        needs = [python[n] for n in _requirements(found) if n in python]
         bom.register_dependency(python[canonicalize_name(found.name)], needs)
     others = [*_libraries(root), *_debian(root), *_interpreter(image)]
     for component in others:
@@ -96,7 +96,7 @@ def _inspect(image: str) -> dict[str, Any]:
 
 
 def _unpack(image: str, root: Path) -> None:
-    """Bring the files of interest out of the image, without running it."""
+    """Extract the files that match `METADATA`, without running the image."""
     create = ["docker", "create", image]
     container = subprocess.run(create, capture_output=True, text=True, check=True).stdout.strip()
     try:
@@ -106,18 +106,18 @@ def _unpack(image: str, root: Path) -> None:
             tarfile.open(fileobj=exported.stdout, mode="r|") as archive,
         ):
             for member in archive:
-                if member.isfile() and READ.fullmatch(member.name):
+                if member.isfile() and METADATA.fullmatch(member.name):
                     archive.extract(member, root, filter="data")
     finally:
         subprocess.run(["docker", "rm", container], capture_output=True, check=True)
 
 
-def _places(root: Path) -> list[str]:
+def _site_packages(root: Path) -> list[str]:
     return sorted({str(path.parent) for path in root.rglob("*.dist-info")})
 
 
 def _python(root: Path) -> Iterator[tuple[str, Component]]:
-    for found in distributions(path=_places(root)):
+    for found in distributions(path=_site_packages(root)):
         name = canonicalize_name(found.name)
         purl = PackageURL("pypi", None, name, found.version)
         component = Component(
@@ -143,7 +143,7 @@ def _licences(found: Distribution) -> list[License]:
 
 
 def _declared(found: Distribution) -> Iterator[Component]:
-    """Components of the bills that a wheel has within itself."""
+    """Components in the SBOMs of a wheel."""
     folder = (
         Path(str(found.locate_file("")))
         / f"{found.name.replace('-', '_')}-{found.version}.dist-info"
@@ -161,7 +161,7 @@ def _declared(found: Distribution) -> Iterator[Component]:
                 )
 
 
-def _needs(found: Distribution) -> Iterator[str]:
+def _requirements(found: Distribution) -> Iterator[str]:
     for line in found.requires or []:
         needed = Requirement(line)
         if not needed.marker or needed.marker.evaluate({"extra": ""}):
@@ -169,7 +169,7 @@ def _needs(found: Distribution) -> Iterator[str]:
 
 
 def _libraries(root: Path) -> Iterator[Component]:
-    """Shared libraries that wheels bring: a digest follows the library's name."""
+    """Shared libraries in wheels."""
     for path in sorted(root.rglob("*.libs/*")):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         yield Component(
@@ -206,7 +206,7 @@ def _debian(root: Path) -> Iterator[Component]:
 
 
 def _interpreter(image: dict[str, Any]) -> Iterator[Component]:
-    """Python itself, where it is no package: official images say its version in a variable."""
+    """Python in official images, which declare its version in PYTHON_VERSION."""
     environ = dict(entry.split("=", 1) for entry in image["Config"]["Env"])
     if "PYTHON_VERSION" in environ:
         version = environ["PYTHON_VERSION"]

@@ -1,12 +1,11 @@
-"""Make a tree of Python packages ready for the image: less of it, compiled, the same every time.
+"""Prepare Python packages for the image: remove unused files, compile, make the layer reproducible.
 
     python3 slim_image.py ROOT
 
-ROOT is laid out as the image's root will be. Removes what no code path of the function reads (each
-of it held by tests/test_image.py), compiles the rest to bytecode that is never checked against its
-source (PEP 552: one `stat` less for every module, and nothing to write in a read-only image) and
-that names files as they will be called there, and sets all times to one moment, so that the same
-input gives the same layer.
+ROOT has the layout of the image's root. Files that the function does not use are removed
+(tests/test_image.py verifies this). Bytecode is not checked against its source (PEP 552), which
+saves a `stat` for each module and works in a read-only image. All file times are set to one value,
+so that the same input gives the same layer.
 """
 
 import argparse
@@ -16,33 +15,32 @@ import py_compile
 import shutil
 from pathlib import Path
 
-TASK = "var/task"  # where Lambda keeps a function
-MOMENT = 315_532_800  # 1980-01-01, the earliest that every archive format knows
-# AWS's clients read a service's model when a client for it is made: ours makes one for S3, and
-# credentials may be asked of STS, IAM Identity Center or a console login; large files go to Step
-# Functions.
+TASK = "var/task"  # Lambda's directory for function code
+MODIFIED = 315_532_800  # 1980-01-01, the earliest time that all archive formats support
+# botocore reads the model of a service when a client is created: S3 for models and results, Step
+# Functions for large files; STS, IAM Identity Center and sign-in for credentials.
 SERVICES = ("s3", "sts", "sso", "sso-oidc", "signin", "stepfunctions")
-# Type stubs, headers, sources of extensions, static libraries: for those who build.
-FOR_BUILDERS = ("*.pyi", "py.typed", "*.h", "*.c", "*.pyx", "*.pxd", "*.a", "*.pc", "*.f90")
-# What pip leaves for itself; names, versions and licences stay.
-FOR_PIP = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
+# Only needed to build packages or check types.
+BUILD_FILES = ("*.pyi", "py.typed", "*.h", "*.c", "*.pyx", "*.pxd", "*.a", "*.pc", "*.f90")
+# Only needed by pip; names, versions and licences are kept.
+PIP_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 
 
 def unneeded(tree: Path) -> list[Path]:
-    """Files and directories of a tree of packages that can go, each only once."""
+    """Files and directories in `tree` that are not used, without those inside others."""
     found = [path for name in ("tests", "__pycache__") for path in tree.rglob(name)]
-    found += [path for pattern in FOR_BUILDERS for path in tree.rglob(pattern)]
-    found += [path for name in FOR_PIP for path in tree.glob(f"*.dist-info/{name}")]
+    found += [path for pattern in BUILD_FILES for path in tree.rglob(pattern)]
+    found += [path for name in PIP_FILES for path in tree.glob(f"*.dist-info/{name}")]
     found += [tree / "bin", tree / "numpy/_core/include", tree / "boto3/examples"]
     for package in ("botocore", "boto3"):
         services = [path for path in tree.glob(f"{package}/data/*") if path.is_dir()]
         found += [path for path in services if path.name not in SERVICES]
-    there = {path for path in found if path.exists()}
-    return sorted(path for path in there if there.isdisjoint(path.parents))
+    existing = {path for path in found if path.exists()}
+    return sorted(path for path in existing if existing.isdisjoint(path.parents))
 
 
 def slim(root: Path) -> None:
-    """Change `root` in place."""
+    """Prepare `root` in place."""
     for path in unneeded(root / TASK):
         if path.is_dir():
             shutil.rmtree(path)
@@ -60,8 +58,8 @@ def slim(root: Path) -> None:
         raise SystemExit("a module does not compile")
     for folder, _, files in os.walk(root, topdown=False):
         for name in files:
-            os.utime(os.path.join(folder, name), (MOMENT, MOMENT))
-        os.utime(folder, (MOMENT, MOMENT))
+            os.utime(os.path.join(folder, name), (MODIFIED, MODIFIED))
+        os.utime(folder, (MODIFIED, MODIFIED))
 
 
 if __name__ == "__main__":

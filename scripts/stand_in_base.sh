@@ -1,13 +1,13 @@
 #!/bin/sh
-# A stand-in for the base image where no image registry can be reached: Debian with its own Python.
+# Make a stand-in for the base image, if no image registry is available: Debian and its Python.
 #
 #   scripts/stand_in_base.sh [NAME]       default gpt2-stand-in-base-ARCH
 #
-# ARCH, amd64 or arm64, is the machine's own unless said otherwise; another one takes QEMU (Debian's
-# qemu-user-static), which the kernel is told of if it has not been.
+# ARCH is amd64 or arm64 (default: this machine's). Another architecture needs QEMU (Debian's
+# qemu-user-static), which is registered with the kernel.
 #
-# Needs root, debootstrap and a running Docker. Certificates and pip's settings of this machine go
-# along, as the image's build may need them to reach a package registry.
+# Needs root, debootstrap and a Docker daemon. This machine's certificates are copied, because the
+# build may need them to reach a package registry.
 set -eu
 suite=${SUITE:-bookworm}
 own=$(dpkg --print-architecture)
@@ -24,11 +24,11 @@ trap 'rm -rf "$folder"' EXIT
 debootstrap --arch="$arch" --variant=minbase --include=python3,python3-pip,ca-certificates \
     "$suite" "$folder/root" >&2
 cp /etc/ssl/certs/ca-certificates.crt "$folder/root/etc/ssl/certs/"
-# What pip and apt have left for themselves says when it was made, and is of no use in an image.
+# Caches and logs are useless in an image, and contain times, which change the layer.
 rm -rf "$folder"/root/var/cache/apt/* "$folder"/root/var/lib/apt/lists/* "$folder"/root/var/log/*
 tar -C "$folder/root" -cf "$folder/root.tar" .
 rm -rf "$folder/root"
-# Not `docker import`, which knows no other machine's architecture.
+# Not `docker import`, which cannot set another architecture.
 cat >"$folder/Dockerfile" <<'END'
 FROM scratch
 ADD root.tar /

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The compiled kernels under sanitizers and on other processors: make kernels-test.
+# Test the compiled kernels with sanitizers and on other processors: make kernels-test.
 #
-# AddressSanitizer and UndefinedBehaviorSanitizer on the C driver and under Python, ThreadSanitizer on
-# the driver, a fuzz; with QEMU the processors that this machine does not have. AVX-512 runs where the
-# machine has it (QEMU does not): the driver says so where it is skipped.
+# AddressSanitizer and UndefinedBehaviorSanitizer run on the C driver and under Python,
+# ThreadSanitizer on the driver, and a fuzz test. QEMU emulates other processors. It does not support
+# AVX-512, which is tested if this machine has it; the driver reports if it is skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -20,17 +20,17 @@ cc $flags -O1 -g1 -fno-var-tracking -fsanitize=thread $driver -o $out/driver-thr
 hashes() { "$@" hash | cut -d' ' -f2- | sort -u; }
 $out/driver hash >$out/hashes
 expected=$(hashes $out/driver)
-[ "$(wc -l <<<"$expected")" = 17 ] || { echo "instruction sets disagree:"; sort -k2 $out/hashes; exit 1; }
+[ "$(wc -l <<<"$expected")" = 17 ] || { echo "the results of instruction sets differ:"; sort -k2 $out/hashes; exit 1; }
 for built in driver driver-address; do
     $out/$built threads >/dev/null
     $out/$built fuzz "${SEED:-1}" "$count" >/dev/null || { $out/$built fuzz "${SEED:-1}" "$count"; exit 1; }
 done
-[ "$(hashes $out/driver-address)" = "$expected" ] || { echo "an optimisation changes bits"; exit 1; }
+[ "$(hashes $out/driver-address)" = "$expected" ] || { echo "compiler optimization changes the results"; exit 1; }
 $out/driver-thread threads >/dev/null
 $out/driver-thread fuzz "${SEED:-1}" $((count / 10)) >/dev/null
-echo "driver: $(cut -d' ' -f1 $out/hashes | sort -u | xargs) have the same bits; fuzz and sanitizers pass"
+echo "driver: $(cut -d' ' -f1 $out/hashes | sort -u | xargs) have the same results; fuzz tests and sanitizers pass"
 
-# Under Python: a copy, so that the kernels in use stay as they are.
+# Under Python: in a copy of the project, whose own kernels are not replaced.
 copy=$out/python
 rm -rf $copy
 mkdir -p $copy/scripts
@@ -50,15 +50,15 @@ rm -rf $copy
 
 if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64-static >/dev/null; then
     aarch64-linux-gnu-gcc -static $flags $driver -o $out/driver-aarch64 $link
-    [ "$(hashes qemu-aarch64-static $out/driver-aarch64)" = "$expected" ] || { echo "NEON has other bits"; exit 1; }
+    [ "$(hashes qemu-aarch64-static $out/driver-aarch64)" = "$expected" ] || { echo "the results of NEON differ"; exit 1; }
     qemu-aarch64-static $out/driver-aarch64 fuzz 1 30 >/dev/null
-    echo "neon: the same bits as on x86"
+    echo "neon: the same results as x86"
 else
-    echo "no cross compiler or no QEMU for AArch64: neon is skipped"
+    echo "neon is skipped: it needs a cross compiler and QEMU for AArch64"
 fi
 if [ "$(uname -m)" = x86_64 ] && command -v qemu-x86_64-static >/dev/null; then
     cc -static $flags $driver -o $out/driver-static $link
-    [ "$(hashes qemu-x86_64-static -cpu Haswell $out/driver-static 2>/dev/null)" = "$expected" ] || { echo "Haswell has other bits"; exit 1; }
+    [ "$(hashes qemu-x86_64-static -cpu Haswell $out/driver-static 2>/dev/null)" = "$expected" ] || { echo "the results of Haswell differ"; exit 1; }
     shown=$(qemu-x86_64-static -cpu Nehalem $python -m gpt2core info 2>/dev/null || true)
-    case "$shown" in *"NumPy: the native kernels need"*) echo "Haswell: the same bits; Nehalem: NumPy" ;; *) echo "Nehalem: $shown"; exit 1 ;; esac
+    case "$shown" in *"NumPy: the native kernels need"*) echo "Haswell: the same results; Nehalem: NumPy" ;; *) echo "Nehalem: $shown"; exit 1 ;; esac
 fi

@@ -1,14 +1,14 @@
-"""Train the demo model: a small GPT-2 that tells fairy tales, with its own vocabulary.
+"""Train the demo model: a small GPT-2 for fairy tales, with its own vocabulary.
 
     python scripts/train_demo.py --corpus ../shared/data/corpus --out models/demo --minutes 60
 
-Reads every `*.txt` of the corpus (paragraphs separated by blank lines), splits it into tales at
-its headings, holds every 20th tale out, trains a byte-level BPE vocabulary on the rest and then
-the model, with Muon for the matrices and AdamW for everything else. The result is a plain
-Hugging Face directory in float16; the parameters with the lowest held-out loss are the ones kept.
+Reads every `*.txt` of the corpus (paragraphs separated by blank lines), splits it into tales at the
+headings, holds out every 20th tale, trains a byte-level BPE vocabulary on the rest and then the
+model: Muon for the matrices, AdamW for all other parameters. Writes the parameters with the lowest
+held-out loss to a Hugging Face directory in float16.
 
-Runs on CPU in the reference environment (torch, transformers, tokenizers). The run is bounded by
-time, so two machines train for different numbers of steps and give different weights.
+Runs on CPUs in the reference environment (torch, transformers, tokenizers). The time is limited, so
+the number of steps and the weights depend on the machine.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT_EVERY = 20
-# Typographic marks become what a keyboard types, so that a prompt meets the forms trained on.
+# Replace typographic marks with ASCII, which users type in prompts.
 ASCII_MARKS = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "—": "--", "_": None})
 EDITORIAL = (
     "Contents",
@@ -42,7 +42,7 @@ EDITORIAL = (
 
 @dataclass(frozen=True)
 class Corpus:
-    """The tales to train on, those held out, and the titles of the books they come from."""
+    """The training tales, the held-out tales, and the titles of their books."""
 
     train: list[str]
     held_out: list[str]
@@ -50,15 +50,15 @@ class Corpus:
 
 
 def is_heading(paragraph: str) -> bool:
-    """Whether a paragraph is a title, a list of contents or an editor's note, not prose."""
+    """Whether a paragraph is a title, a table of contents or an editor's note."""
     letters = [c for c in paragraph if c.isalpha()]
-    shouted = sum(c.isupper() for c in letters) > 0.6 * len(letters)
+    is_upper = sum(c.isupper() for c in letters) > 0.6 * len(letters)
     title = len(paragraph) < 70 and (paragraph[-1].isalnum() or paragraph.startswith("Chapter"))
-    return not letters or shouted or title or paragraph.startswith(EDITORIAL)
+    return not letters or is_upper or title or paragraph.startswith(EDITORIAL)
 
 
 def split_tales(text: str) -> Iterator[str]:
-    """The tales of one book: runs of prose between headings, long enough to be a story."""
+    """The tales of one book: the paragraphs between headings, if longer than 600 characters."""
     tale: list[str] = []
     for paragraph in [*text.translate(ASCII_MARKS).split("\n\n"), "THE END"]:
         line = " ".join(paragraph.split())
@@ -71,10 +71,12 @@ def split_tales(text: str) -> Iterator[str]:
 
 
 def read_corpus(folder: Path) -> Corpus:
-    """Every book of `folder`, tales in a fixed order, every 20th held out."""
+    """Read the books in `folder`; the order of the tales is fixed."""
     paths = sorted(folder.glob("*.txt"))
     if not paths:
-        raise SystemExit(f"no *.txt in {folder}: give --corpus a folder of plain-text books")
+        raise SystemExit(
+            f"no *.txt files in {folder}: set --corpus to a folder of books in plain text"
+        )
     tales = [tale for path in paths for tale in split_tales(path.read_text("utf-8"))]
     return Corpus(
         train=[tale for i, tale in enumerate(tales) if i % HELD_OUT_EVERY],
@@ -84,7 +86,7 @@ def read_corpus(folder: Path) -> Corpus:
 
 
 def train_tokenizer(tales: list[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE as GPT-2's: all 256 bytes first, merges next, the end-of-text mark last."""
+    """Train byte-level BPE like GPT-2's: 256 bytes, the merges, the end-of-text token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -99,16 +101,16 @@ def train_tokenizer(tales: list[str], vocab_size: int) -> Tokenizer:
 
 
 def to_ids(tokenizer: Tokenizer, tales: list[str]) -> torch.Tensor:
-    """All tales as one int64 [n_tokens], each begun by the end-of-text mark."""
-    mark = tokenizer.token_to_id(END_OF_TEXT)
+    """All tales as one int64 [n_tokens], each after an end-of-text token."""
+    end = tokenizer.token_to_id(END_OF_TEXT)
     return torch.tensor(
-        [i for e in tokenizer.encode_batch(tales) for i in (mark, *e.ids)], dtype=torch.int64
+        [i for e in tokenizer.encode_batch(tales) for i in (end, *e.ids)], dtype=torch.int64
     )
 
 
 @torch.no_grad()
 def held_out_loss(model: GPT2LMHeadModel, ids: torch.Tensor, n_seq: int) -> float:
-    """Mean cross-entropy in nats per token over `ids` in windows of `n_seq`, each read once."""
+    """Mean cross-entropy in nats per token over `ids`, in windows of `n_seq` without overlap."""
     model.eval()
     n = (len(ids) - 1) // n_seq
     x = ids[: n * n_seq].view(n, n_seq)
@@ -125,15 +127,15 @@ def held_out_loss(model: GPT2LMHeadModel, ids: torch.Tensor, n_seq: int) -> floa
 
 
 def rate(elapsed: float) -> float:
-    """Learning rate as a fraction of its peak; `elapsed` is the fraction of the time gone.
+    """The learning rate as a fraction of its peak; `elapsed` is a fraction of the total time.
 
-    A short warm-up, a plateau, then a straight line to zero over the last 60 %.
+    A short warm-up, a plateau, and a linear decrease to zero in the last 60 %.
     """
     return min(1.0, elapsed / 0.02 + 0.02) * min(1.0, (1.0 - elapsed) / 0.6)
 
 
 def optimizers(model: GPT2LMHeadModel, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for embeddings, norms and biases."""
+    """Muon for the matrices in the blocks, AdamW for embeddings, norms and biases."""
     matrices = [p for n, p in model.named_parameters() if ".h." in n and p.ndim == 2]
     others = [p for n, p in model.named_parameters() if not (".h." in n and p.ndim == 2)]
     decay = [p for p in others if p.ndim == 2]
@@ -152,41 +154,41 @@ def optimizers(model: GPT2LMHeadModel, lr: float) -> list[torch.optim.Optimizer]
 def train(
     model: GPT2LMHeadModel, ids: torch.Tensor, val: torch.Tensor, args: argparse.Namespace
 ) -> tuple[float, int]:
-    """Train for `args.minutes`; leave the best parameters in `model`.
+    """Train for `args.minutes` and load the best parameters.
 
-    Returns the lowest held-out loss (nats per token) and the number of tokens seen.
+    Returns the lowest held-out loss (nats per token) and the number of training tokens.
     """
     n_seq = model.config.n_positions
-    draw = np.random.default_rng(args.seed)
-    both = optimizers(model, args.lr)
+    rng = np.random.default_rng(args.seed)
+    all_optimizers = optimizers(model, args.lr)
     forward = torch.compile(model) if args.compile else model
     best, best_state, tokens, step = math.inf, model.state_dict(), 0, 0
     start, seconds = time.monotonic(), args.minutes * 60
     next_check = args.check_minutes * 60
     while True:
-        gone = time.monotonic() - start
-        last = gone >= seconds
-        if gone >= next_check or last:
+        elapsed = time.monotonic() - start
+        last = elapsed >= seconds
+        if elapsed >= next_check or last:
             next_check += args.check_minutes * 60
             loss_now = held_out_loss(model, val, n_seq)
             if loss_now < best:
                 best = loss_now
                 best_state = {k: v.clone() for k, v in model.state_dict().items()}
-            print(f"{gone / 60:5.1f} min  held-out {loss_now:.4f}  best {best:.4f}", flush=True)
+            print(f"{elapsed / 60:5.1f} min  held-out {loss_now:.4f}  best {best:.4f}", flush=True)
         if last:
             break
-        for optimizer in both:
+        for optimizer in all_optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * max(rate(gone / seconds), 1e-3)
-        at = draw.integers(0, len(ids) - n_seq - 1, args.batch)
-        x = torch.stack([ids[i : i + n_seq] for i in at])
-        y = torch.stack([ids[i + 1 : i + n_seq + 1] for i in at])
+                group["lr"] = args.lr * max(rate(elapsed / seconds), 1e-3)
+        starts = rng.integers(0, len(ids) - n_seq - 1, args.batch)
+        x = torch.stack([ids[i : i + n_seq] for i in starts])
+        y = torch.stack([ids[i + 1 : i + n_seq + 1] for i in starts])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = forward(x).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), y.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in both:
+        for optimizer in all_optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step, tokens = step + 1, tokens + x.numel()
@@ -194,7 +196,7 @@ def train(
             speed = tokens / (time.monotonic() - start)
             epochs = tokens / len(ids)
             print(
-                f"{gone / 60:5.1f} min  step {step}  loss {loss.item():.3f}"
+                f"{elapsed / 60:5.1f} min  step {step}  loss {loss.item():.3f}"
                 f"  {speed:.0f} tokens/s  epoch {epochs:.2f}",
                 flush=True,
             )
@@ -203,9 +205,9 @@ def train(
 
 
 def save(model: GPT2LMHeadModel, tokenizer: Tokenizer, out: Path) -> None:
-    """Write config, float16 weights and tokenizer the way `transformers` reads them."""
+    """Write config, float16 weights and tokenizer in the layout of `transformers`."""
     out.mkdir(parents=True, exist_ok=True)
-    model.config.activation_function = "gelu_new"  # the same formula under GPT-2's own name
+    model.config.activation_function = "gelu_new"  # GPT-2's own name of the same formula
     model.config.use_cache = model.generation_config.use_cache = True
     model.half().save_pretrained(out, safe_serialization=True)
     tokenizer.save(str(out / "tokenizer.json"))
@@ -233,7 +235,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n-embd", type=int, default=256)
     parser.add_argument("--n-head", type=int, default=4)
     parser.add_argument("--n-positions", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=8, help="windows a step")
+    parser.add_argument("--batch", type=int, default=8, help="windows per step")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
@@ -248,7 +250,7 @@ def main() -> None:
     tokenizer = train_tokenizer(corpus.train, args.vocab_size)
     ids, val = to_ids(tokenizer, corpus.train), to_ids(tokenizer, corpus.held_out)
     val_bytes = sum(len(tale.encode()) for tale in corpus.held_out)
-    mark = tokenizer.token_to_id(END_OF_TEXT)
+    end = tokenizer.token_to_id(END_OF_TEXT)
     config = GPT2Config(
         vocab_size=tokenizer.get_vocab_size(),
         n_positions=args.n_positions,
@@ -259,8 +261,8 @@ def main() -> None:
         resid_pdrop=args.dropout,
         embd_pdrop=args.dropout,
         attn_pdrop=0.0,
-        bos_token_id=mark,
-        eos_token_id=mark,
+        bos_token_id=end,
+        eos_token_id=end,
         use_cache=False,
     )
     model = GPT2LMHeadModel(config)

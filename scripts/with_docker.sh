@@ -1,13 +1,13 @@
 #!/bin/sh
-# Run a command with a Docker daemon: the one that answers, or one of its own until the command ends.
+# Run a command with a Docker daemon: the running one, or a temporary one.
 #
-#   scripts/with_docker.sh COMMAND …      exit code 69 where there is no Docker and none can be started
+#   scripts/with_docker.sh COMMAND …      exit code 69 if Docker is not available
 set -eu
 if docker info >/dev/null 2>&1; then
     exec "$@"
 fi
 if ! command -v dockerd >/dev/null || [ "$(id -u)" != 0 ]; then
-    echo 'no Docker here: install it, or start its daemon' >&2
+    echo 'Docker is not available: install it, or start its daemon' >&2
     exit 69 # EX_UNAVAILABLE
 fi
 folder=$(mktemp -d)
@@ -17,8 +17,8 @@ daemon=$!
 stop() {
     kill "$daemon" 2>/dev/null || true
     wait "$daemon" 2>/dev/null || true
-    umount "$folder"/exec/netns/* 2>/dev/null || true # which the daemon leaves behind
-    rm -rf "$folder" || echo "left behind: $folder" >&2
+    umount "$folder"/exec/netns/* 2>/dev/null || true # the daemon does not unmount them
+    rm -rf "$folder" || echo "cannot remove $folder" >&2
 }
 trap stop EXIT
 export DOCKER_HOST="unix://$folder/socket"
@@ -27,7 +27,7 @@ until docker info >/dev/null 2>&1; do
     tries=$((tries + 1))
     if [ "$tries" -gt 60 ] || ! kill -0 "$daemon" 2>/dev/null; then
         tail -5 "$folder/log" >&2
-        echo 'the Docker daemon does not start' >&2
+        echo 'the Docker daemon failed to start' >&2
         exit 69
     fi
     sleep 0.5
