@@ -69,15 +69,15 @@ def together(model: str, new_tokens: int, threads: int, runs: int) -> dict[str, 
     for _ in range(runs):  # a new process for each: its log must fit into the pipe
         with RuntimeApiServer() as server:
             with runtime(server, OURS, HANDLER, **environ):
-                alone = [text_of(server.ask(body).body) for body in bodies]  # warms up
+                alone = [text_of(server.invoke(body).body) for body in bodies]  # warms up
                 began = perf_counter()
                 for body in bodies:
-                    server.ask(body)
+                    server.invoke(body)
                 values["one at a time"].append(AT_ONCE * new_tokens / (perf_counter() - began))
                 began = perf_counter()
                 for body in bodies:
                     server.send(body)
-                answers = [server.answers.get(timeout=60) for _ in bodies]
+                answers = [server.replies.get(timeout=60) for _ in bodies]
                 values["eight at once"].append(AT_ONCE * new_tokens / (perf_counter() - began))
             for _ in range(AT_ONCE - 1):  # ends the waiting polls
                 server.events.put(None)
@@ -107,7 +107,7 @@ class _Timed(Handler):
             self.rfile.readline()
         while self.rfile.readline().strip():
             pass
-        self.server.answers.put((first_text, perf_counter()))  # type: ignore[arg-type]
+        self.server.replies.put((first_text, perf_counter()))  # type: ignore[arg-type]
         self.reply(202, b'{"status":"OK"}', {})
 
 
@@ -130,7 +130,7 @@ def first(model: str, runs: int) -> dict[str, Any]:
             with runtime(
                 server, OURS, HANDLER, GPT2_MODEL_DIR=model, GPT2_STREAM="url", GPT2_THREADS="2"
             ):
-                first_text, end = server.answers.get(timeout=60)  # type: ignore[misc]
+                first_text, end = server.replies.get(timeout=60)  # type: ignore[misc]
             assert first_text is not None
             if run:  # the first writes bytecode
                 values["first text"].append(first_text - began)

@@ -26,7 +26,7 @@ TEMPLATES = sorted(
 SAM_TEMPLATES = [name for name in TEMPLATES if "\nTransform:" in (ROOT / name).read_text()]
 MAX_LINES = 400
 NETWORK = {"VpcId": "vpc-11111111", "SubnetA": "subnet-11111111", "SubnetB": "subnet-22222222"}
-PUBLIC = {"UrlAccess": "public", "ApiKey": "a-key-of-twenty-letters", "ReservedConcurrency": 5}
+PUBLIC = {"UrlAccess": "public", "ApiKey": "an-api-key-of-twenty-letters", "ReservedConcurrency": 5}
 
 
 def environment(stack: Stack) -> dict[str, str]:

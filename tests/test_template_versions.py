@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 MAX_DESCRIPTION = 256  # AWS CloudFormation Template Reference, AWS::Lambda::Version
-SECRETS = {"HfToken": "hf_0123456789", "ApiKey": "a-key-of-twenty-letters"}
+SECRETS = {"HfToken": "hf_0123456789", "ApiKey": "an-api-key-of-twenty-letters"}
 # Every parameter with a value that is not its default.
 CHANGED: dict[str, Any] = {
     **SECRETS,

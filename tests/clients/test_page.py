@@ -121,7 +121,7 @@ def test_the_keyboard_alone_generates_and_stops(tab: Any) -> None:
         assert tab.locator("#output").text_content() == "Once" + "".join(TOKENS)
         tab.keyboard.press("Escape")
         assert wait_for_status(tab, "Stopped") == "Stopped after 2 tokens"
-        assert server.left.wait(30)
+        assert server.disconnected.wait(30)
 
 
 def test_every_control_is_reached_by_tab(tab: Any, address: str) -> None:
@@ -142,7 +142,7 @@ def test_the_stop_button_ends_the_stream_and_gives_the_focus_back(tab: Any) -> N
         tab.locator("#stop-button").click()
         wait_for_status(tab, "Stopped")
         assert tab.evaluate("document.activeElement.id") == "generate"
-        assert server.left.wait(30)
+        assert server.disconnected.wait(30)
 
 
 def test_the_key_is_asked_for_where_one_is_needed(tab: Any, guarded: str) -> None:

@@ -320,11 +320,11 @@ def test_a_stream_through_the_runtime_is_byte_for_byte_as_lambda_wants_it(
 ) -> None:
     event = http_event(source="url", stream=True, **NATIVE)
     with runtime(lambda_api, OURS, HANDLER, GPT2_STREAM="url,rest", GPT2_MODEL_DIR=str(DEMO)):
-        first = lambda_api.ask(json.dumps(event).encode())
-        health = lambda_api.ask(json.dumps(load_event("url-health")).encode())
-        rest = lambda_api.ask(json.dumps(load_event("rest-generate")).encode())
-        bad = lambda_api.ask(json.dumps(http_event("{")).encode())
-        api = lambda_api.ask(json.dumps(load_event("api-generate")).encode())
+        first = lambda_api.invoke(json.dumps(event).encode())
+        health = lambda_api.invoke(json.dumps(load_event("url-health")).encode())
+        rest = lambda_api.invoke(json.dumps(load_event("rest-generate")).encode())
+        bad = lambda_api.invoke(json.dumps(http_event("{")).encode())
+        api = lambda_api.invoke(json.dumps(load_event("api-generate")).encode())
     assert first.headers["content-type"] == FRAMES
     assert first.headers["lambda-runtime-function-response-mode"] == "streaming"
     assert first.headers["transfer-encoding"] == "chunked"
@@ -400,7 +400,7 @@ def test_the_error_trailers_follow_what_breaks_in_the_middle(
     api = RuntimeApi(lambda_api.address)
     answer(api, Invocation("1", body, deadline), framing.invoke)
     api._disconnect()
-    sent = lambda_api.answers.get(timeout=30)
+    sent = lambda_api.replies.get(timeout=30)
     *tokens, error = data(parts(sent.body)[1])
     assert len(tokens) == 2
     assert error["error"]["type"] == "CheckpointError"

@@ -1,16 +1,16 @@
-"""CloudWatch's rules for alarms, as far as the templates use them.
+"""CloudWatch's evaluation of alarms, as far as the templates use it.
 
 Sources: Amazon CloudWatch User Guide, "Alarm evaluation" (M out of N periods) and "Configuring how
-CloudWatch alarms treat missing data": more periods are looked at than count; if enough of them have
-data, the latest of those count, else what is missing is filled in. Its examples look at two more.
-An alarm is evaluated every minute and sees what has arrived by then.
+CloudWatch alarms treat missing data": the evaluation range has more periods than the alarm. If
+enough of them have data, the latest of these count; otherwise missing data is treated as set. The
+examples there have two more periods. An alarm is evaluated every minute with the data available.
 """
 
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-MORE_PERIODS = 2
+EXTRA_PERIODS = 2
 _EXCEEDS = {
     "GreaterThanThreshold": operator.gt,
     "GreaterThanOrEqualToThreshold": operator.ge,
@@ -19,7 +19,7 @@ _STATISTICS = {"Sum": sum, "Maximum": max}
 
 
 class Metric(NamedTuple):
-    """A metric's whole name."""
+    """The identity of a metric."""
 
     namespace: str
     name: str
@@ -27,7 +27,7 @@ class Metric(NamedTuple):
 
 
 class Point(NamedTuple):
-    """One value: its time stamp and when it arrives, both in seconds."""
+    """A value; its timestamp and arrival are in seconds."""
 
     metric: Metric
     at: float
@@ -36,7 +36,7 @@ class Point(NamedTuple):
 
 
 class Alarm:
-    """An alarm with the resolved properties of its resource."""
+    """An alarm, from the resolved properties of its resource."""
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
         self._properties = properties
@@ -59,20 +59,20 @@ class Alarm:
 
     @property
     def metrics(self) -> set[Metric]:
-        """What it watches."""
+        """The metrics of the alarm."""
         return {metric for metric, _ in self._queries.values()}
 
     def fires(self, points: Iterable[Point], until: float) -> bool:
-        """Whether it is in the state ALARM in any minute from 0 to `until` seconds."""
+        """Whether the state is ALARM in any minute from 0 to `until` seconds."""
         seen = list(points)
         return any(self.state(seen, 60 * n) == "ALARM" for n in range(int(until // 60) + 1))
 
     def state(self, points: Iterable[Point], now: float) -> str:
-        """ALARM or OK at one time; the templates have no other treatment of what is missing."""
+        """ALARM or OK at the time `now`. Missing data is not breaching in all templates."""
         assert self._properties["TreatMissingData"] == "notBreaching"
         arrived = [point for point in points if point.arrives <= now]
         found = [self._value(arrived, now - n * self.period)
-                 for n in range(self.periods + MORE_PERIODS)]  # fmt: skip
+                 for n in range(self.periods + EXTRA_PERIODS)]  # fmt: skip
         latest = [value for value in found if value is not None][: self.periods]
         exceeds = _EXCEEDS[self._properties["ComparisonOperator"]]
         breaching = sum(exceeds(value, float(self._properties["Threshold"])) for value in latest)
@@ -92,11 +92,11 @@ class Alarm:
             named[name] = float(_STATISTICS[statistic](values))
         try:
             return float(eval(self._expression, {"__builtins__": {}}, named))
-        except ZeroDivisionError:  # which CloudWatch leaves out
+        except ZeroDivisionError:  # no data point in CloudWatch
             return None
 
 
 def metric_of(properties: Mapping[str, Any]) -> Metric:
-    """The metric that a resource names."""
+    """The metric of a resource."""
     dimensions = sorted((d["Name"], d["Value"]) for d in properties["Dimensions"])
     return Metric(properties["Namespace"], properties["MetricName"], tuple(dimensions))

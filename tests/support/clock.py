@@ -1,4 +1,4 @@
-"""Time that passes only in passes over the weights."""
+"""A clock that advances only in passes over the weights."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from gpt2core import scheduler
 
 
 class Clock:
-    """`now` in seconds; every pass takes `pass_s`, or what `durations` says, first to last."""
+    """A pass takes the next value of `durations`, or `pass_s`; all in seconds."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, pass_s: float) -> None:
         self.now = 100.0
         self.pass_s = pass_s
         self.durations: list[float] = []
         self.passes: list[int] = []
-        """How many sequences entered each pass."""
+        """The number of sequences in each pass."""
         forward = scheduler.hidden_states
 
         def slow(weights: Any, config: Any, sequences: Any, caches: Any) -> Any:

@@ -1,8 +1,8 @@
-"""What a deployment of the templates would make: SAM's translator, then CloudFormation's functions.
+"""The resources that a deployment of the templates creates.
 
-The translator comes with SAM and runs in its environment. References, conditions and the other
-functions are resolved here (AWS CloudFormation User Guide, "Intrinsic function reference"). What
-only AWS knows, as an ARN, stays a mark: `<Function.Arn>`.
+SAM's translator runs in SAM's environment. CloudFormation's functions are evaluated here (AWS
+CloudFormation User Guide, "Intrinsic function reference"). Values that only AWS knows, such as
+ARNs, are placeholders: `<Function.Arn>`.
 """
 
 import json
@@ -27,8 +27,8 @@ PSEUDO = {
 }
 NO_VALUE = object()
 
-# Prints a template as SAM's transform leaves it, for each set of parameters that it reads. Images
-# and nested files are what `sam package` would put in their place: the same for all sets.
+# Reads a template and sets of parameters, and prints the output of SAM's transform for each set.
+# Image URIs and nested files are replaced as by `sam package`.
 _TRANSLATE = """
 import json, sys
 import boto3
@@ -64,8 +64,8 @@ def _translate(path: Path, variants: str) -> list[dict[str, Any]]:
 
 
 def translated(path: Path, **parameters: Any) -> dict[str, Any]:
-    """A template after SAM's transform, which is run once for each value of `Canary` only: of the
-    parameters it resolves no other one (`test_the_transform_depends_on_one_parameter`).
+    """A template after SAM's transform, cached for each value of `Canary`, the only parameter that
+    the transform depends on (`test_the_transform_depends_only_on_canary`).
     """
     values = ["false", "true"]
     canary = str(parameters.get("Canary", "false"))
@@ -74,12 +74,12 @@ def translated(path: Path, **parameters: Any) -> dict[str, Any]:
 
 
 def translate_each(path: Path, variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A template after SAM's transform with each of these sets of parameters."""
+    """A template after SAM's transform, for each set of parameters."""
     return _translate(path, json.dumps(variants))
 
 
 class Stack:
-    """One stack with its parameters, and below it its nested ones."""
+    """A stack with parameters, and its nested stacks."""
 
     def __init__(self, path: Path = ROOT_TEMPLATE, /, **parameters: Any) -> None:
         self.path = path
@@ -94,7 +94,7 @@ class Stack:
 
     @cached_property
     def resources(self) -> dict[str, Any]:
-        """Every resource that is made, resolved."""
+        """All created resources, resolved."""
         made = {
             name: resource
             for name, resource in self.template["Resources"].items()
@@ -109,11 +109,11 @@ class Stack:
         return found
 
     def of_type(self, kind: str) -> dict[str, Any]:
-        """The properties of every resource of a type."""
+        """The properties of all resources of a type."""
         return {n: r["Properties"] for n, r in self.resources.items() if r["Type"] == kind}
 
     def nested(self, name: str) -> "Stack":
-        """A nested stack, with the parameters that it is given here."""
+        """A nested stack with its parameters."""
         if name not in self._nested:
             resource = self.template["Resources"][name]["Properties"]
             given = self.resolve(resource.get("Parameters", {}))
@@ -121,11 +121,11 @@ class Stack:
         return self._nested[name]
 
     def output(self, name: str) -> Any:
-        """One output."""
+        """The value of an output."""
         return self.resolve(self.template["Outputs"][name]["Value"])
 
     def all_resources(self) -> list[tuple[str, dict[str, Any]]]:
-        """What is made here and in all nested stacks."""
+        """The resources of this stack and all nested stacks."""
         found = [*self.resources.items()]
         for name, resource in self.resources.items():
             if resource["Type"] == "AWS::CloudFormation::Stack":
@@ -133,7 +133,7 @@ class Stack:
         return found
 
     def problems(self) -> list[str]:
-        """What CloudFormation says of the parameters before it makes anything."""
+        """CloudFormation's errors for the parameters, before it creates resources."""
         found = []
         for name, spec in self.template.get("Parameters", {}).items():
             value = self.parameters[name]
@@ -160,7 +160,7 @@ class Stack:
         return bool(self.resolve(self.template["Conditions"][condition]))
 
     def resolve(self, value: Any) -> Any:
-        """A value without functions; what only AWS knows is `<…>`."""
+        """Evaluate the functions in a value; values that only AWS knows are `<…>`."""
         if isinstance(value, list):
             return [item for item in map(self.resolve, value) if item is not NO_VALUE]
         if not isinstance(value, dict):

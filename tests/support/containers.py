@@ -1,4 +1,4 @@
-"""Containers of the image, for the length of a `with`."""
+"""Builds the image, and runs containers of it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.support.ports import wait_until
 
 PATH = "/2015-03-31/functions/function/invocations"
-# Within a container without network: every event that comes in on stdin, to its own loopback.
+# Runs inside the container, which has no network: sends the events from stdin to loopback.
 _DRIVER = f"""
 import json, sys
 from urllib.error import HTTPError
@@ -31,7 +31,7 @@ json.dump(replies, sys.stdout)
 
 
 def docker(*arguments: str | Path, stdin: str | None = None) -> str:
-    """Run one command of Docker's, which must succeed; returns what it printed."""
+    """Run a Docker command, which must succeed; returns its output."""
     done = subprocess.run(
         ["docker", *map(str, arguments)], input=stdin, capture_output=True, text=True, check=False
     )
@@ -53,8 +53,9 @@ def build(name: str, context: Path, *options: str, **environ: str) -> str:
 
 
 def sam_build(context: Path, target: Path, arch: str, *options: str) -> set[str]:
-    """Run `sam build` in a checkout whose image has been built for `arch`, so that its steps are
-    cached: the images' ids. SAM cannot name another base, so a stand-in takes its name meanwhile.
+    """Run `sam build` in a checkout whose image is built for `arch`; returns the ids of the images.
+
+    The build steps are cached. SAM cannot set another base, so a stand-in is tagged with its name.
     """
     base = re.findall(r"^ARG BASE=(.+)$", (context / "Dockerfile").read_text(), re.MULTILINE)[0]
     stand_in = f"gpt2-stand-in-base-{arch}"
@@ -79,12 +80,12 @@ def sam_build(context: Path, target: Path, arch: str, *options: str) -> set[str]
             docker("rmi", base)
     built = "".join(path.read_text() for path in target.rglob("template.yaml"))
     names = re.findall(r"ImageUri: (\S+)", built)
-    assert len(names) == 3  # the function, the one for batches, the one that fills a volume
+    assert len(names) == 3  # the functions for requests, batches and filling the volume
     return {docker("inspect", "-f", "{{.Id}}", name) for name in names}
 
 
 def checkout(target: Path) -> Path:
-    """The project's tracked and new files as a clean clone would have them."""
+    """Copy the tracked and new files of the project, as a clean clone has them."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, names.split("\0")):
@@ -103,21 +104,21 @@ class Container:
         self.name = name
 
     def invoke(self, **events: Any) -> dict[str, Any]:
-        """Send events to the invocations path from within; replies by the events' names."""
+        """Send events to the invocations path inside the container; returns replies by name."""
         command = ("exec", "-i", self.name, "python3", "-S", "-c", _DRIVER)
         replies = json.loads(docker(*command, stdin=json.dumps(events)))
         assert isinstance(replies, dict)
         return replies
 
     def logs(self) -> str:
-        """Everything that it has written so far."""
+        """The output so far."""
         done = subprocess.run(
             ["docker", "logs", self.name], capture_output=True, text=True, check=True
         )
         return done.stdout + done.stderr
 
     def wait(self) -> None:
-        """Return when something listens at port 8080 in the container's own network."""
+        """Wait until the container listens on port 8080."""
         code = "import socket; socket.create_connection(('127.0.0.1', 8080), 1)"
         command = ["docker", "exec", self.name, "python3", "-S", "-c", code]
 
@@ -131,7 +132,7 @@ class Container:
 def container(
     image: str, *options: str | Path, command: Sequence[str] = (), network: str = "none"
 ) -> Iterator[Container]:
-    """Run the image as strictly as can be: no network, read-only but for /tmp, 1,024 MB."""
+    """Run the image without network, read-only except /tmp, with 1,024 MB of memory."""
     strict = (f"--network={network}", "--read-only", "--tmpfs=/tmp", "--memory=1024m")
     name = docker("run", "-d", *strict, *options, image, *command)
     try:
@@ -143,6 +144,6 @@ def container(
 
 
 def post(url: str, body: Any) -> Any:
-    """One request over HTTP, and its JSON."""
+    """Send a request over HTTP; returns the JSON of the reply."""
     with urlopen(Request(url, json.dumps(body).encode()), timeout=60) as reply:
         return json.load(reply)

@@ -1,6 +1,6 @@
-"""As much of Docker's API as `sam build` asks for; it builds nothing and says what was asked.
+"""A fake Docker API for `sam build`: it builds nothing and records the requests.
 
-Docker Engine API, "System" and "Image: build".
+Source: Docker Engine API, "System" and "Image: build".
 """
 
 import json
@@ -28,8 +28,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._skip_body()
         url = urlsplit(self.path)
         if url.path.endswith("/build"):
-            asked = {name: values[0] for name, values in parse_qs(url.query).items()}
-            self.server.builds.append(asked)  # type: ignore[attr-defined]
+            parameters = {name: values[0] for name, values in parse_qs(url.query).items()}
+            self.server.builds.append(parameters)  # type: ignore[attr-defined]
         self._answer(BUILT)
 
     def _skip_body(self) -> None:
@@ -50,12 +50,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Write no log."""
 
 
 @contextmanager
 def docker_api() -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """Its address for DOCKER_HOST, and the parameters of each build that was asked for."""
+    """Yields the address for DOCKER_HOST, and the parameters of each build."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     builds: list[dict[str, str]] = []
     server.builds = builds  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Downloads without a display, and what they leave."""
+"""Downloads without progress display, and the files that they leave."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ WEIGHTS = "model.safetensors"
 
 
 class Silent:
-    """A display that shows nothing."""
+    """A progress display without output."""
 
     interval = 1.0
 
@@ -36,13 +36,13 @@ def same_files(found: str, model_dir: Path) -> bool:
     )
 
 
-def left(root: Path) -> list[str]:
-    """What stands below a root beside published revisions."""
+def leftovers(root: Path) -> list[str]:
+    """Names in `root` other than those of published revisions."""
     return sorted(path.name for path in root.iterdir() if path.name not in ("revisions", "CURRENT"))
 
 
-def digest_of(folder: Path) -> bytes:
-    """A manifest for a raw model directory, as users make one."""
+def manifest_of(folder: Path) -> bytes:
+    """A manifest for a raw model directory, as users create it."""
     files = {
         path.name: FileDigest(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in folder.iterdir()

@@ -1,6 +1,6 @@
-"""AWS's Lambda runtime interface emulator with our runtime or AWS's, without Docker.
+"""AWS's Lambda runtime interface emulator, without Docker, with this project's runtime or AWS's.
 
-The emulator's binary comes with the SAM command line, which `make test` installs in `.venv-dev`.
+The binary is part of the SAM CLI, which `make test` installs in `.venv-dev`.
 """
 
 import json
@@ -22,13 +22,11 @@ from tests.support.ports import free_ports, wait_for
 MACHINE = {"x86_64": "x86_64", "aarch64": "arm64"}.get(platform.machine(), "")
 OURS = ("bootstrap.py",)
 THEIRS = ("-m", "awslambdaric", "handler.app.lambda_handler")
-
-
 NAMES = sorted(p.stem for p in (ROOT / "events").glob("*.json"))
 
 
 def assert_answered(name: str, reply: Any) -> None:
-    """What the emulator returns for the event of that name is what its source expects."""
+    """Assert that the emulator's reply to an event file is what its source expects."""
     kind = name.split("-")[0]
     if kind == "unsupported":
         assert reply["errorType"] == "UnsupportedEvent"
@@ -36,9 +34,9 @@ def assert_answered(name: str, reply: Any) -> None:
         assert reply == {"objects": []}
     elif name == "batch-step-functions":
         assert [result["status"] for result in reply["results"]] == ["ok", "ok", "error"]
-    elif kind == "batch":  # nowhere is said where results go
+    elif kind == "batch":  # GPT2_RESULTS is not set
         assert reply["errorType"] == "ResultsUnavailable"
-    elif name == "direct-populate":  # the demo comes from nowhere
+    elif name == "direct-populate":  # the demo has no URI to download
         assert reply["error"]["param"] == "GPT2_MODEL_URI"
     elif kind == "bad" and "statusCode" not in reply:
         assert reply["error"]["type"]
@@ -50,7 +48,7 @@ def assert_answered(name: str, reply: Any) -> None:
 
 
 def emulator_path(machine: str = MACHINE) -> Path | None:
-    """The emulator for this machine, or for the one that is named, if it is there."""
+    """The emulator for this machine or for `machine`, if it is installed."""
     found = ROOT.glob(f".venv-dev/lib/python*/site-packages/samcli/local/rapid/*rie-{machine}")
     return next(found, None) if machine else None
 
@@ -63,7 +61,7 @@ class Emulator:
         self._url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
 
     def invoke(self, event: Any) -> Any:
-        """The reply, or the error object of a function that raised or could not start (502)."""
+        """The reply, or the error object if the function raised or failed to start (502)."""
         request = Request(self._url, json.dumps(event).encode())
         try:
             with urlopen(request, timeout=60) as reply:
@@ -73,10 +71,7 @@ class Emulator:
                 return json.load(error)
 
     def kill(self) -> None:
-        """End the emulator, then the function, whatever they are doing.
-
-        The emulator gives the function a process group of its own, in the same session.
-        """
+        """Kill the emulator, then the function, which has its own process group in this session."""
         self._process.kill()
         self._process.wait(20)
         for pid in self.processes():
@@ -87,7 +82,7 @@ class Emulator:
                 os.close(handle)
 
     def processes(self) -> list[int]:
-        """Ids of the emulator's session: it and the function."""
+        """The process ids of the emulator's session: the emulator and the function."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(ProcessLookupError):
@@ -100,7 +95,7 @@ class Emulator:
 def emulator(
     path: Path, log: Path, environ: Mapping[str, str], command: Sequence[str] = OURS
 ) -> Iterator[Emulator]:
-    """Run the function under the emulator, in our runtime or AWS's; their output goes to `log`."""
+    """Run the function with a runtime under the emulator; `log` receives their output."""
     front, back = free_ports(2)
     path.chmod(0o755)
     with log.open("wb") as out:

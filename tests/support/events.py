@@ -1,4 +1,4 @@
-"""Events and contexts as tests need them: the very files that users invoke, and parts of them."""
+"""Events and contexts for tests, made from the event files in `events/`."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ EVENTS = Path(__file__).parent.parent.parent / "events"
 
 
 class Context:
-    """AWS's context object, as far as the function asks."""
+    """The part of AWS's context object that the function uses."""
 
     aws_request_id = "c6af9ac6-7b61-11e6-9a41-93e8deadbeef"
     function_name = "gpt2-Function-abc"
@@ -22,13 +22,13 @@ class Context:
 
 
 def event_names(*kinds: str) -> list[str]:
-    """The names of all event files, or of those of some kinds: `direct`, `bad`, `batch`, …"""
+    """The names of all event files, or of these kinds: `direct`, `bad`, `batch`, …"""
     names = sorted(path.stem for path in EVENTS.glob("*.json"))
     return [name for name in names if not kinds or name.split("-")[0] in kinds]
 
 
 def load_event(name: str) -> Any:
-    """One of the events that users invoke, `events/NAME.json`."""
+    """The event in `events/NAME.json`."""
     return json.loads((EVENTS / f"{name}.json").read_text())
 
 
@@ -43,7 +43,7 @@ def http_event(
 ) -> dict[str, Any]:
     """The event of `source` (url, api, rest, alb) for a POST of `fields`, or of `body`.
 
-    Bytes become base64, as of a body that is no text. `headers` are all that there are.
+    Bytes are sent in base64, as a binary body. `headers` replace those of the event file.
     """
     event: dict[str, Any] = load_event(f"{source}-generate")
     event["body"] = json.dumps(fields) if fields else body
@@ -65,7 +65,7 @@ def http_event(
 def message(
     body: Any, name: str = "m0", *, fifo: bool = False, group: str | None = None
 ) -> dict[str, Any]:
-    """A message of a queue; `group` is its MessageGroupId."""
+    """A queue message; `group` is its MessageGroupId."""
     event = load_event("batch-sqs-fifo" if fifo else "batch-sqs")
     one: dict[str, Any] = event["Records"][0]
     if group:
@@ -74,7 +74,7 @@ def message(
 
 
 def queue_event(*bodies: Any, fifo: bool = False, groups: str = "") -> dict[str, Any]:
-    """Messages `m0`, `m1`, … of a queue; `groups` has a letter for the group of each."""
+    """Queue messages `m0`, `m1`, …; `groups` has one letter per message for its group."""
     names = groups or " " * len(bodies)
     return {
         "Records": [
@@ -85,7 +85,7 @@ def queue_event(*bodies: Any, fifo: bool = False, groups: str = "") -> dict[str,
 
 
 def failed(reply: Any) -> list[str]:
-    """The messages that stay in the queue."""
+    """The ids of the messages that failed."""
     return [failure["itemIdentifier"] for failure in reply["batchItemFailures"]]
 
 

@@ -1,4 +1,4 @@
-"""A handler that does as its event says, for comparing runtimes."""
+"""A handler that runs the action in its event, to compare runtimes."""
 
 import os
 import threading

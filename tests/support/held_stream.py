@@ -1,4 +1,4 @@
-"""A server of the page whose stream stays open after its first tokens, until its client leaves."""
+"""A server for the page whose stream stays open after two tokens until the client disconnects."""
 
 import threading
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class _Request(BaseHTTPRequestHandler):
             self.wfile.write(f'data: {{"token": {{"id": 1, "text": "{text}"}}}}\n\n'.encode())
         self.connection.settimeout(60)
         if not self.connection.recv(1):
-            self.server.left.set()
+            self.server.disconnected.set()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
@@ -41,7 +41,7 @@ class HeldStream(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Request)
-        self.left = threading.Event()
+        self.disconnected = threading.Event()
         """Set when a client has closed its stream."""
         self.url = f"http://127.0.0.1:{self.server_port}/"
 

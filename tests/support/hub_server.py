@@ -1,8 +1,8 @@
-"""A local server that speaks the Hub's protocol, as far as a model is downloaded by it.
+"""A local server with the part of the Hub's API that downloads use.
 
-The model's info with blob digests, HEAD with commit, ETag and linked size, and for LFS files a
-redirect to another origin with a signed query, as the Hub redirects to its CDN. `hf_hub_download`
-and `model_info` of the real client talk to it.
+It serves model info with blob digests, HEAD with commit, ETag and linked size, and redirects LFS
+files to another origin with a signed query, like the Hub's CDN. The clients are `hf_hub_download`
+and `model_info` of huggingface_hub.
 
 Sources: huggingface_hub's documentation ("Download files", "Environment variables") and the Hub
 API's OpenAPI page.
@@ -18,8 +18,8 @@ from urllib.parse import unquote
 from tests.support.ports import LoopbackServer
 
 COMMIT = "6" * 40
-SECRET = "cdn-signature-that-nobody-may-log"
-TOKEN = "hf_tokenThatNobodyMayLog"
+SECRET = "cdn-signature-not-to-be-logged"
+TOKEN = "hf_tokenNotToBeLogged"
 
 
 class HubServer(LoopbackServer):
@@ -31,14 +31,14 @@ class HubServer(LoopbackServer):
         self.repo = repo
         self.token = token
         self.cdn = self.address
-        """Where LFS files are redirected to: another origin than the Hub's."""
+        """The origin that LFS files are redirected to."""
 
 
 class Handler(BaseHTTPRequestHandler):
     server: HubServer
     protocol_version = "HTTP/1.1"
 
-    def answer(self) -> None:
+    def handle_request(self) -> None:
         path, _, query = self.path.partition("?")
         parts = [unquote(part) for part in path.strip("/").split("/")]
         repo = self.server.repo.split("/")
@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.error(404, "RepoNotFound")
 
-    do_GET = do_HEAD = answer  # noqa: N815
+    do_GET = do_HEAD = handle_request  # noqa: N815
 
     def info(self, revision: str) -> None:
         if revision not in ("main", COMMIT):
@@ -75,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200, {"Content-Type": "application/json"}, json.dumps(fields).encode())
 
     def tree(self) -> None:
-        """The same listing as `snapshot_download` asks for it."""
+        """The same files in the format for `snapshot_download`."""
         items = []
         for path in sorted(self.server.folder.iterdir()):
             content = path.read_bytes()
@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Write no log."""
 
 
 def is_lfs(name: str) -> bool:
@@ -138,6 +138,6 @@ def is_lfs(name: str) -> bool:
 
 
 def git_digest(content: bytes) -> str:
-    """The id of a Git blob (git-hash-object)."""
+    """The id of a Git blob, as in `git hash-object`."""
     blob = b"blob %d\0" % len(content) + content
     return hashlib.sha1(blob, usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""The compiled kernels, for tests that need them."""
+"""Skips tests that need the compiled kernels."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from gpt2core.kernels import choose_native
 
 
 def needs_native() -> str:
-    """The instruction set of the kernels that run here; skips the test where none do."""
+    """The instruction set of the compiled kernels; skips the test if they do not run here."""
     native = choose_native()
     if native.instruction_set is None:
         pytest.skip(f"the compiled kernels {native.reason}")

@@ -1,4 +1,4 @@
-"""Small model directories for tests, made without torch and the same on every machine."""
+"""Small model directories for tests, written without torch and the same on every machine."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Tensors = dict[str, NDArray[np.float32]]
 
 
 def small_config(**changes: Any) -> dict[str, Any]:
-    """A `config.json` of a GPT-2 with 257 tokens: every byte and the end-of-text mark."""
+    """A `config.json` with 257 tokens: every byte and the end-of-text token."""
     return {
         "model_type": "gpt2",
         "vocab_size": 257,
@@ -35,8 +35,9 @@ def small_config(**changes: Any) -> dict[str, Any]:
 
 
 def uniform(seed: int, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Pseudo-random numbers in [-0.5, 0.5): splitmix64 of seed and index, so no library's
-    generator can change them (Steele, Lea & Flood 2014)."""
+    """Pseudo-random float32 in [-0.5, 0.5), independent of library versions: splitmix64 of seed and
+    index (Steele, Lea & Flood 2014).
+    """
     count = int(np.prod(shape))
     with np.errstate(over="ignore"):
         z = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed * 1_000_003 % 2**63)
@@ -49,7 +50,7 @@ def uniform(seed: int, shape: Sequence[int]) -> NDArray[np.float32]:
 
 
 def random_tensors(config: Mapping[str, Any], seed: int = 0) -> Tensors:
-    """Weights large enough that logits differ by more than rounding does."""
+    """Weights that are large enough for logits to differ by more than rounding errors."""
     tensors = {}
     for i, (name, shape) in enumerate(expected_shapes(GPT2Config.from_dict(config)).items()):
         noise = uniform(1000 * seed + i, shape)
@@ -85,7 +86,7 @@ def write_model(
 
 
 def write_sharded_model(folder: Path) -> Path:
-    """The same in two shards with their index."""
+    """A complete model directory with two shards and their index."""
     write_model(folder)
     (folder / "model.safetensors").unlink()
     tensors = random_tensors(small_config())
@@ -101,7 +102,7 @@ def write_sharded_model(folder: Path) -> Path:
 
 
 def byte_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> Tokenizer:
-    """Byte-level BPE where token b is byte b, then the merges, last the end-of-text mark."""
+    """Byte-level BPE: token b is byte b, followed by the merges and the end-of-text token."""
     from gpt2core.tokenizer.huggingface import byte_alphabet
 
     vocab = dict(byte_alphabet())
@@ -115,12 +116,12 @@ def byte_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> Tokenizer:
 
 
 def write_scripted_model(folder: Path, script: Sequence[int], n_positions: int = 0) -> Path:
-    """A real GPT-2 whose greedy continuation is known: after position p comes `script[p]`.
+    """A GPT-2 whose greedy token after position p is `script[p]`.
 
-    Token embeddings and blocks are zero, so that a position's own embedding, one-hot on the token
-    to come, is all that reaches the output embeddings, which are the identity.
+    Token embeddings and blocks are zero, and the output embeddings are the identity. The embedding
+    of a position is one-hot on the next token.
     """
-    n_positions = n_positions or len(script) + 1  # room for the last token itself
+    n_positions = n_positions or len(script) + 1  # including the last token
     config = small_config(n_embd=257, n_head=1, n_layer=1, n_positions=n_positions) | {
         "tie_word_embeddings": False
     }
@@ -138,12 +139,12 @@ def write_scripted_model(folder: Path, script: Sequence[int], n_positions: int =
 
 
 def script_for(prompt: str, continuation: bytes | Sequence[int]) -> list[int]:
-    """The script that makes a model answer `prompt` (one token a byte) with `continuation`."""
+    """The script for `continuation` after `prompt` (one token per byte)."""
     return [0] * (len(prompt.encode()) - 1) + list(continuation)
 
 
 def assert_same_weights(a: Engine, b: Engine) -> None:
-    """Bit for bit; products of them differ by rounding, as matrices lie differently."""
+    """Assert that all weights are equal, in any layout; products would differ by rounding."""
     assert (to_float32(a._weights.lm_head.tensor) == to_float32(b._weights.lm_head.tensor)).all()
     assert (a._weights.embed(np.arange(3), 1) == b._weights.embed(np.arange(3), 1)).all()
     for i in range(a.config.n_layer):
@@ -166,7 +167,7 @@ def _flat(parts: object) -> list[np.ndarray[Any, Any]]:
 def write_safetensors(
     path: Path, tensors: dict[str, tuple[str, NDArray[Any]]], pad: int = 0
 ) -> None:
-    """A file by hand, so that dtype names and the header's length are free to choose."""
+    """Write a file without the library, with any dtype names and any header length."""
     header, at = {}, 0
     for name, (dtype, array) in tensors.items():
         header[name] = {

@@ -1,4 +1,4 @@
-"""Loopback ports for servers that tests start."""
+"""Loopback servers and ports for tests."""
 
 import socket
 import subprocess
@@ -10,7 +10,7 @@ from typing import Self
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free now."""
+    """Ports that are currently free."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for s in sockets:
@@ -22,9 +22,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    """Return when something listens on `port`."""
-    give_up = monotonic() + 30
-    while monotonic() < give_up and process.poll() is None:
+    """Wait until a process listens on `port`."""
+    deadline = monotonic() + 30
+    while monotonic() < deadline and process.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
@@ -41,7 +41,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 class LoopbackServer(ThreadingHTTPServer):
-    """A server in a thread of the test's own process, for the length of a `with`."""
+    """A server in a thread of the test process, used as a context manager."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -62,4 +62,4 @@ class LoopbackServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *args: object) -> None:
-        """Clients that go away, or are killed, are what many tests are about."""
+        """Print nothing: many tests disconnect or kill clients."""

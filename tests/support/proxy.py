@@ -1,9 +1,9 @@
-"""A proxy between a real client and a real server that logs every request and spoils some answers.
+"""A proxy that logs requests and injects faults into responses.
 
     with FaultProxy("127.0.0.1:5000") as proxy:
-        proxy.spoil("GET", "model.safetensors", truncate(1000), times=2)
+        proxy.inject("GET", "model.safetensors", truncate(1000), times=2)
 
-It reads a whole answer before it passes it on, which is right for the small files of tests.
+It buffers complete responses, which are small in tests.
 """
 
 import http.client
@@ -21,7 +21,7 @@ from tests.support.ports import LoopbackServer
 Headers = list[tuple[str, str]]
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     status: int
     headers: Headers
     body: bytes
@@ -34,7 +34,7 @@ class Logged(NamedTuple):
     authorization: str | None
 
 
-Fault = Callable[["Handler", Answer], None]
+Fault = Callable[["Handler", Response], None]
 
 
 class FaultProxy(LoopbackServer):
@@ -47,7 +47,7 @@ class FaultProxy(LoopbackServer):
         self._faults: list[tuple[str, str, Fault, int]] = []
         self._kill: tuple[int, Callable[[], int]] | None = None
         self.sent = 0
-        """Bytes of bodies passed on."""
+        """Bytes of response bodies that were sent."""
 
     @property
     def url(self) -> str:
@@ -57,12 +57,12 @@ class FaultProxy(LoopbackServer):
         self.over.set()
         super().__exit__(*error)
 
-    def spoil(self, method: str, part_of_path: str, fault: Fault, times: int = 1) -> None:
-        """Answer the next `times` requests of this kind with `fault`."""
+    def inject(self, method: str, part_of_path: str, fault: Fault, times: int = 1) -> None:
+        """Inject `fault` into the responses to the next `times` matching requests."""
         self._faults.append((method, part_of_path, fault, times))
 
     def kill_after(self, count: int, pid: Callable[[], int]) -> None:
-        """SIGKILL a process when `count` bytes of bodies have been sent, and send no more."""
+        """Kill a process with SIGKILL after sending `count` bytes of bodies; then send no more."""
         self._kill = count, pid
 
     def fault_for(self, method: str, path: str) -> Fault | None:
@@ -74,7 +74,7 @@ class FaultProxy(LoopbackServer):
         return None
 
     def allowance(self, count: int) -> tuple[int, int]:
-        """How many of `count` bytes may be sent, and whom to kill then; 0 for nobody."""
+        """How many of `count` bytes to send, and the process to kill afterwards, or 0."""
         with self._lock:
             if self._kill is None:
                 self.sent += count
@@ -90,19 +90,19 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
 
-    def answer(self) -> None:
+    def handle_request(self) -> None:
         self.server.log.append(
             Logged(self.command, self.path, self.headers["Range"], self.headers["Authorization"])
         )
         length = int(self.headers.get("Content-Length", 0))
         body = self.rfile.read(length)
         fault = self.server.fault_for(self.command, self.path)
-        answer = self.upstream(body, dict(self.headers.items()))
-        (fault or pass_on)(self, answer)
+        response = self.upstream(body, dict(self.headers.items()))
+        (fault or forward)(self, response)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_request  # noqa: N815
 
-    def upstream(self, body: bytes, headers: dict[str, str]) -> Answer:
+    def upstream(self, body: bytes, headers: dict[str, str]) -> Response:
         connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
         try:
             connection.request(self.command, self.path, body or None, headers)
@@ -112,21 +112,21 @@ class Handler(BaseHTTPRequestHandler):
                 for k, v in reply.getheaders()
                 if k.lower() not in ("transfer-encoding", "connection", "date", "server")
             ]
-            return Answer(reply.status, kept, reply.read())
+            return Response(reply.status, kept, reply.read())
         finally:
             connection.close()
 
-    def send(self, answer: Answer, body: bytes | None = None) -> None:
-        """Status and headers as they are, and `body` in place of the whole."""
-        self.send_response(answer.status)
-        for name, value in answer.headers:
+    def send(self, response: Response, body: bytes | None = None) -> None:
+        """Send status and headers, and `body` instead of the complete body."""
+        self.send_response(response.status)
+        for name, value in response.headers:
             self.send_header(name, value)
-        if not any(name.lower() == "content-length" for name, _ in answer.headers):
-            self.send_header("Content-Length", str(len(answer.body)))
+        if not any(name.lower() == "content-length" for name, _ in response.headers):
+            self.send_header("Content-Length", str(len(response.body)))
         self.end_headers()
         if self.command == "HEAD":
             return
-        sent = answer.body if body is None else body
+        sent = response.body if body is None else body
         allowed, victim = self.server.allowance(len(sent))
         self.wfile.write(sent[:allowed])
         self.wfile.flush()
@@ -137,37 +137,37 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Nothing."""
+        """Write no log."""
 
 
-def pass_on(handler: Handler, answer: Answer) -> None:
-    handler.send(answer)
+def forward(handler: Handler, response: Response) -> None:
+    handler.send(response)
 
 
 def status(code: int, *headers: tuple[str, str]) -> Fault:
-    """An error without a body."""
+    """Respond with an error status and no body."""
 
-    def fault(handler: Handler, answer: Answer) -> None:
-        handler.send(Answer(code, list(headers), b""))
+    def fault(handler: Handler, response: Response) -> None:
+        handler.send(Response(code, list(headers), b""))
 
     return fault
 
 
 def truncate(count: int) -> Fault:
-    """The connection closes after `count` bytes of the body."""
+    """Close the connection after `count` bytes of the body."""
 
-    def fault(handler: Handler, answer: Answer) -> None:
-        handler.send(answer, answer.body[:count])
+    def fault(handler: Handler, response: Response) -> None:
+        handler.send(response, response.body[:count])
         handler.close_connection = True
 
     return fault
 
 
 def reset(count: int) -> Fault:
-    """The connection is reset after `count` bytes of the body."""
+    """Reset the connection after `count` bytes of the body."""
 
-    def fault(handler: Handler, answer: Answer) -> None:
-        handler.send(answer, answer.body[:count])
+    def fault(handler: Handler, response: Response) -> None:
+        handler.send(response, response.body[:count])
         linger = struct.pack("ii", 1, 0)
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         handler.close_connection = True
@@ -177,10 +177,10 @@ def reset(count: int) -> Fault:
 
 
 def stall(count: int) -> Fault:
-    """After `count` bytes of the body nothing more comes, and the connection stays open."""
+    """Stop sending after `count` bytes of the body, without closing the connection."""
 
-    def fault(handler: Handler, answer: Answer) -> None:
-        handler.send(answer, answer.body[:count])
+    def fault(handler: Handler, response: Response) -> None:
+        handler.send(response, response.body[:count])
         handler.server.over.wait(60)
         handler.close_connection = True
 
@@ -188,32 +188,32 @@ def stall(count: int) -> Fault:
 
 
 def corrupt(at: int) -> Fault:
-    """One bit of the body is wrong; the length is right."""
+    """Flip one bit of the body."""
 
-    def fault(handler: Handler, answer: Answer) -> None:
-        body = bytearray(answer.body)
+    def fault(handler: Handler, response: Response) -> None:
+        body = bytearray(response.body)
         body[at % len(body)] ^= 1
-        handler.send(answer, bytes(body))
+        handler.send(response, bytes(body))
 
     return fault
 
 
 def ignore_range() -> Fault:
-    """The whole file with status 200, whatever range was asked for."""
+    """Ignore the request's range: send the complete file with status 200."""
 
-    def fault(handler: Handler, answer: Answer) -> None:
+    def fault(handler: Handler, response: Response) -> None:
         headers = {k: v for k, v in handler.headers.items() if k.lower() != "range"}
         whole = handler.upstream(b"", headers)
         kept = [(k, v) for k, v in whole.headers if k.lower() != "content-range"]
-        handler.send(Answer(200, kept, whole.body))
+        handler.send(Response(200, kept, whole.body))
 
     return fault
 
 
-def first(action: Callable[[], object]) -> Fault:
-    """`action` happens before the server is asked."""
+def after(action: Callable[[], object]) -> Fault:
+    """Run `action`, then send the request to the server."""
 
-    def fault(handler: Handler, answer: Answer) -> None:
+    def fault(handler: Handler, response: Response) -> None:
         action()
         handler.send(handler.upstream(b"", dict(handler.headers.items())))
 

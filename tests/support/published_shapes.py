@@ -1,7 +1,7 @@
-"""Small models in the shapes in which fine-tunes of GPT-2 are published.
+"""Small models in the layouts in which fine-tunes of GPT-2 are published.
 
-Each is written by `transformers`' own `save_pretrained`, and then made to what older versions or
-other tools leave behind. Imported only where `transformers` is installed.
+`save_pretrained` of `transformers` writes each, and some are then changed to the output of older
+versions or other tools. Imported only if `transformers` is installed.
 """
 
 import json
@@ -27,7 +27,7 @@ from tests.support.models import END_OF_TEXT, random_tensors
 
 WEIGHTS = "model.safetensors"
 MERGES = [("h", "e"), ("l", "l"), ("Ġ", "t"), ("Ġt", "he"), ("he", "ll"), ("hell", "o"), ("i", "n")]
-# 256 bytes, the merges, the end-of-text mark
+# 256 bytes, the merges, the end-of-text token
 SIZE = 256 + len(MERGES) + 1
 SMALL = {"vocab_size": SIZE, "n_positions": 64, "n_embd": 24, "n_layer": 2, "n_head": 3,
          "bos_token_id": SIZE - 1, "eos_token_id": SIZE - 1}  # fmt: skip
@@ -45,7 +45,7 @@ def gpt2_tokenizer(**settings: Any) -> GPT2Tokenizer:
 
 
 def gpt2_model(seed: int = 0, **changes: Any) -> GPT2LMHeadModel:
-    """Random weights, large enough that logits differ by more than rounding does."""
+    """Random weights that are large enough for logits to differ by more than rounding errors."""
     config = GPT2Config(**SMALL | changes)
     model = GPT2LMHeadModel(config)
     tensors = random_tensors(config.to_dict(), seed)
@@ -59,7 +59,7 @@ def gpt2_model(seed: int = 0, **changes: Any) -> GPT2LMHeadModel:
 
 
 def save(folder: Path, tokenizer: Any = None, model: Any = None, **changes: Any) -> None:
-    """A model and a tokenizer as this version of `transformers` saves them."""
+    """Save a model and a tokenizer with this version of `transformers`."""
     (gpt2_model(**changes) if model is None else model).save_pretrained(folder)
     (tokenizer or gpt2_tokenizer()).save_pretrained(folder)
 
@@ -71,7 +71,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> N
 
 
 def as_two_files(folder: Path, **beside: Any) -> None:
-    """The tokenizer as versions before 2020 saved it, and more JSON files by their stems."""
+    """Write vocab.json and merges.txt as before 2020, and the JSON files in `beside`."""
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (folder / name).unlink(missing_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary(), ensure_ascii=False))
@@ -82,7 +82,7 @@ def as_two_files(folder: Path, **beside: Any) -> None:
 
 
 def of_tokenizers(**parts: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer that was made with the `tokenizers` package."""
+    """A tokenizer built with the `tokenizers` package."""
     rust = Tokenizer(models.BPE(vocab=vocabulary(), merges=MERGES))
     rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     rust.decoder = decoders.ByteLevel()
@@ -169,7 +169,7 @@ def sharded(folder: Path) -> None:
 
 
 def old_keys(folder: Path) -> None:
-    """As the published gpt2: no prefix, a mask in every layer."""
+    """As in the published gpt2: no prefix, and a causal mask in every layer."""
     save(folder)
 
     def strip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -194,7 +194,7 @@ def masks_with_prefix(folder: Path) -> None:
 
 
 def head_only(folder: Path) -> None:
-    """As `safetensors.torch.save_model` writes tied weights."""
+    """Tied weights as written by `safetensors.torch.save_model`."""
     save(folder)
 
     def rename(tensors: dict[str, torch.Tensor]) -> None:
@@ -214,7 +214,7 @@ def both_heads(folder: Path, factor: float) -> None:
 
 
 def foreign_types(folder: Path) -> None:
-    """Tensors that no GPT-2 reads, of types that NumPy lacks."""
+    """Additional tensors with dtypes that NumPy does not have."""
     save(folder)
     rewrite(
         folder,
@@ -238,7 +238,7 @@ def other_class(folder: Path, kind: Any) -> None:
 
 
 def old_dump(folder: Path) -> None:
-    """`config.json` with all that version 4 wrote into it, and no `generation_config.json`."""
+    """`config.json` with all fields of version 4, and no `generation_config.json`."""
     save(folder)
     (folder / "generation_config.json").unlink()
     defaults = {
@@ -277,7 +277,7 @@ def bos_beside_tokenizer_json(folder: Path) -> None:
 
 
 def code_parrot(folder: Path) -> None:
-    """A vocabulary of its own that begins with the end-of-text mark."""
+    """A vocabulary that starts with the end-of-text token."""
     vocab = {END_OF_TEXT: 0} | {c: 1 + b for c, b in byte_alphabet().items()}
     tokenizer = GPT2Tokenizer(vocab=vocab, merges=[])
     changes = {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": len(vocab)}
@@ -302,7 +302,7 @@ class Shape(NamedTuple):
     name: str
     write: Callable[[Path], None]
     dtype: torch.dtype | None = None
-    """What the weights are converted to before they are saved."""
+    """The dtype to convert the weights to."""
 
 
 def _saved(**changes: Any) -> Callable[[Path], None]:
@@ -327,8 +327,8 @@ SHAPES = (
     Shape("untied", _saved(tie_word_embeddings=False, seed=4)),
     Shape("head-only", head_only),
     Shape("two-equal-heads", lambda folder: both_heads(folder, 1.0)),
-    Shape("a-head-of-its-own-though-tied", lambda folder: both_heads(folder, 2.0)),
-    Shape("a-negative-head", lambda folder: both_heads(folder, -1.0)),
+    Shape("separate-head-although-tied", lambda folder: both_heads(folder, 2.0)),
+    Shape("negative-head", lambda folder: both_heads(folder, -1.0)),
     Shape("no-head-class", lambda folder: other_class(folder, GPT2Model)),
     Shape("classifier", lambda folder: other_class(folder, GPT2ForSequenceClassification)),
     Shape("double-heads", lambda folder: other_class(folder, GPT2DoubleHeadsModel)),

@@ -1,4 +1,4 @@
-"""A queue of moto's over HTTP, and what Lambda's event source mapping does with it."""
+"""An SQS queue in moto, and the polling of Lambda's event source mapping."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ BATCH = 10
 
 
 class Queue:
-    """A queue with a dead-letter queue behind it: moto moves what was received too often."""
+    """A queue with a dead-letter queue, to which moto moves messages after `MAX_RECEIVES`."""
 
     def __init__(self, address: str, name: str, *, fifo: bool = False) -> None:
         self._client: Any = boto3.client(
@@ -35,7 +35,7 @@ class Queue:
         self.arn = dead_arn.replace(f"{name}-dead", name)
 
     def send(self, bodies: list[str], groups: list[str] | None = None) -> list[str]:
-        """Put messages into the queue, each into its group of a FIFO queue; returns their ids."""
+        """Send messages, with groups for a FIFO queue; returns their ids."""
         ids = []
         for begin in range(0, len(bodies), BATCH):
             entries = [
@@ -56,7 +56,7 @@ class Queue:
         return ids
 
     def receive(self, url: str = "") -> list[dict[str, Any]]:
-        """What is there now, ten messages at most."""
+        """Receive up to ten messages."""
         found = self._client.receive_message(
             QueueUrl=url or self.url, MaxNumberOfMessages=BATCH, AttributeNames=["All"]
         )
@@ -65,7 +65,7 @@ class Queue:
         return messages
 
     def poll(self, invoke: Callable[[Any], Any]) -> bool:
-        """Hand one batch to the function and do what its reply says; False if nothing is there."""
+        """Invoke the function with a batch and process its reply; False if the queue is empty."""
         messages = self.receive()
         if not messages:
             return False
@@ -93,7 +93,7 @@ class Queue:
         return True
 
     def dead_letters(self) -> list[str]:
-        """Ids of all messages that were given up."""
+        """The ids of the messages in the dead-letter queue."""
         found: list[str] = []
         while messages := self.receive(self.dead):
             found += [m["MessageId"] for m in messages]
@@ -101,7 +101,7 @@ class Queue:
 
 
 def _failures(reply: Any, ids: list[str]) -> list[str]:
-    """AWS Lambda Developer Guide, "Partial batch responses": what stays in the queue."""
+    """The ids of failed messages (AWS Lambda Developer Guide, "Partial batch responses")."""
     if not isinstance(reply, dict) or "errorType" in reply:
         return ids
     failures = reply.get("batchItemFailures") or []

@@ -1,5 +1,7 @@
-"""The reference implementation, `transformers` on torch in float32. Imported only where it is
-installed: by `test_reference.py` and `scripts/make_fixtures.py`."""
+"""The reference implementation: `transformers` with torch in float32.
+
+Imported by `test_reference.py` and `scripts/make_fixtures.py`, if it is installed.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MARGIN = 1e-3  # closer than this, rounding may decide between the two best tokens
+MARGIN = 1e-3  # if the two highest logits differ by less, rounding may decide between them
 
 
 def open_reference(model_dir: Path) -> Any:
@@ -30,7 +32,7 @@ def logits(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
 
 
 def continuation(model: Any, ids: Sequence[int], max_new_tokens: int) -> list[int]:
-    """`generate`'s greedy ids, cut before the first one that rounding may decide."""
+    """The greedy ids of `generate`, cut before the first that rounding may decide."""
     import torch
 
     room = model.config.n_positions - len(ids)
@@ -53,9 +55,9 @@ def continuation(model: Any, ids: Sequence[int], max_new_tokens: int) -> list[in
 
 
 def greedy(model: Any, ids: Sequence[int], max_new_tokens: int) -> tuple[list[int], bool]:
-    """`generate`'s greedy ids to the model's own end, and whether those are all.
+    """The greedy ids of `generate` up to the end-of-text token, and whether they are complete.
 
-    They are cut before the first one that rounding may decide.
+    They are cut before the first that rounding may decide.
     """
     import torch
 

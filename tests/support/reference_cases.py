@@ -1,7 +1,7 @@
-"""Random models of odd shapes, compared with `transformers`: live in `test_reference.py` and
-through stored outputs (`fixtures/reference.npz`, made by `scripts/make_fixtures.py`) everywhere.
+"""Random models in unusual shapes, to compare with `transformers`.
 
-Weights come from `tests.support.models.random_tensors`, which needs no library's random generator.
+`test_reference.py` runs `transformers`; other tests use the stored outputs in
+`fixtures/reference.npz`, written by `scripts/make_fixtures.py`.
 """
 
 from typing import Any, NamedTuple
@@ -38,10 +38,10 @@ CASES = (
 
 
 def prompt_ids(case: Case, length: int) -> list[int]:
-    """A fixed prompt within the case's vocabulary."""
+    """A fixed prompt in the vocabulary of the case."""
     return [(7 * i * i + 3 * i + case.seed) % case.config["vocab_size"] for i in range(length)]
 
 
 def without_end(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without an end-of-text token, so that generation goes on."""
+    """The configuration without an end-of-text token, which would end the generation."""
     return config | {"bos_token_id": None, "eos_token_id": None}

@@ -1,7 +1,7 @@
-"""A Lambda Runtime API for tests: hands out events, keeps what comes back, trailers included.
+"""A Lambda Runtime API for tests: sends events, and records replies with their trailers.
 
-It speaks what AWS's emulator does not: trace ids, invocation ids, restore calls and the trailers of
-streamed replies. Source: AWS Lambda Developer Guide, "Using the Lambda runtime API", "Lambda
+Unlike AWS's emulator, it supports trace ids, invocation ids, SnapStart's restore calls and trailers
+of streamed replies. Source: AWS Lambda Developer Guide, "Using the Lambda runtime API", "Lambda
 response streaming: custom runtimes".
 """
 
@@ -23,7 +23,7 @@ ARN = "arn:aws:lambda:eu-central-1:123456789012:function:gpt2"
 TRACE_ID = "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Parent=9a9197af755a6419;Sampled=1"
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     path: str
     headers: dict[str, str]
     body: bytes
@@ -34,24 +34,24 @@ class RuntimeApiServer(LoopbackServer):
     def __init__(self) -> None:
         super().__init__(Handler)
         self.events: queue.Queue[tuple[bytes, dict[str, str]] | None] = queue.Queue()
-        self.answers: queue.Queue[Answer] = queue.Queue()
+        self.replies: queue.Queue[Reply] = queue.Queue()
         self.restored = threading.Event()
         self.drop_connections = False
-        self.refused_answers = 0
-        """How many more answers get a 500."""
+        self.failing_replies = 0
+        """How many of the next replies receive status 500."""
         self._count = 0
 
     def __exit__(self, *error: object) -> None:
         self.events.put(None)
         super().__exit__(*error)
 
-    def ask(self, body: bytes, headers: Mapping[str, str] | None = None) -> Answer:
-        """Give the runtime one event and wait for its answer."""
+    def invoke(self, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
+        """Send an event to the runtime and wait for its reply."""
         self.send(body, headers)
-        return self.answers.get(timeout=30)
+        return self.replies.get(timeout=30)
 
     def send(self, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """Give the runtime one event."""
+        """Send an event to the runtime."""
         self._count += 1
         fields = {
             "Lambda-Runtime-Aws-Request-Id": f"request-{self._count}",
@@ -92,15 +92,15 @@ class Handler(BaseHTTPRequestHandler):
         else:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.answers.put(Answer(self.path, headers, body, trailers))
+        self.server.replies.put(Reply(self.path, headers, body, trailers))
         if self.server.drop_connections:
             self.send_response(202)
             self.send_header("Content-Length", "0")
-            self.end_headers()  # and then closed, without a word of it in the header
+            self.end_headers()  # closed afterwards, without Connection: close
             self.close_connection = True
             return
-        if self.server.refused_answers:
-            self.server.refused_answers -= 1
+        if self.server.failing_replies:
+            self.server.failing_replies -= 1
             self.reply(500, b"{}", {})
             return
         self.reply(202, b'{"status":"OK"}', {})
@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Write no log."""
 
 
 OURS = ("-m", "handler.runtime")
@@ -125,7 +125,7 @@ THEIRS = ("-m", "awslambdaric")
 def runtime(
     server: RuntimeApiServer, module: tuple[str, ...], handler: str, **environ: str
 ) -> Iterator["subprocess.Popen[str]"]:
-    """A runtime that answers this server's events."""
+    """Run a runtime that processes the events of `server`."""
     process = subprocess.Popen(
         [sys.executable, *module, handler],
         stdout=subprocess.PIPE,

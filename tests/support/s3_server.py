@@ -1,4 +1,4 @@
-"""S3 over HTTP: moto's server in a process of its own, and a client for what tests put there."""
+"""S3 over HTTP: moto's server in a separate process, and a bucket in it."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.support.ports import free_ports, wait_for
 
-SECRET_KEY = "secretKeyThatNobodyMayLog"
+SECRET_KEY = "secretKeyNotToBeLogged"
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
     "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -39,7 +39,7 @@ def moto_server() -> Iterator[str]:
 
 
 class Bucket:
-    """A bucket, filled and looked at by boto3 without any proxy between."""
+    """A bucket, accessed by boto3 without the proxy."""
 
     def __init__(self, address: str, name: str) -> None:
         import boto3
@@ -59,7 +59,7 @@ class Bucket:
         self.client.create_bucket(Bucket=name, CreateBucketConfiguration=where)
 
     def upload(self, folder: Path, prefix: str, **arguments: Any) -> str:
-        """Every file of a directory; returns the prefix's URI."""
+        """Upload the files of a directory; returns the URI of the prefix."""
         for path in sorted(folder.iterdir()):
             self.put(f"{prefix}/{path.name}", path.read_bytes(), **arguments)
         return f"s3://{self.name}/{prefix}"
@@ -71,7 +71,7 @@ class Bucket:
         self.client.delete_object(Bucket=self.name, Key=key)
 
     def content(self, prefix: str = "") -> dict[str, bytes]:
-        """Every object whose key begins so, by its key."""
+        """The objects whose keys start with `prefix`, by key."""
         found = {}
         pages = self.client.get_paginator("list_objects_v2")
         for page in pages.paginate(Bucket=self.name, Prefix=prefix):

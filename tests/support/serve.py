@@ -1,4 +1,4 @@
-"""`python -m handler serve` as a process of its own."""
+"""Runs `python -m handler serve` in a separate process."""
 
 import os
 import re
@@ -11,18 +11,18 @@ from pathlib import Path
 from tests.conftest import ROOT
 from tests.support.until import until
 
-KEY = "a-key-of-twenty-letters!"
+KEY = "an-api-key-for-the-tests"
 
 
 def serve(log: Path, **environ: str) -> Iterator[str]:
-    """The address of a server that ends with the iteration."""
+    """Run a server for a fixture; yields its address."""
     with server(log, **environ) as (_, address):
         yield address
 
 
 @contextmanager
 def server(log: Path, **environ: str) -> Iterator[tuple[int, str]]:
-    """The process id and the address of a server, whose log has no traceback in the end."""
+    """Run a server; yields its process id and address. Its log must not contain a traceback."""
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "handler", "serve", "--port", "0"],

@@ -1,5 +1,6 @@
-"""Events of AWS's services: all that `sam local generate-event` knows, and those of the guides that
-it does not. Each is shortened to what tells it apart.
+"""Events of AWS services: all of `sam local generate-event`, and more from the developer guides.
+
+The latter are shortened to the fields that identify the service.
 
 Sources: AWS Lambda Developer Guide ("Using Lambda with other services"), the developer guides of
 Amazon EventBridge (Pipes), Amazon S3 (Object Lambda, Batch Operations), Amazon Cognito, Amazon Lex,
@@ -197,7 +198,7 @@ GUIDES: dict[str, Any] = {
     },
     "Alexa": {"version": "1.0", "session": {}, "context": {}, "request": {"type": "LaunchRequest"}},
     "IoT button": {"serialNumber": "G0", "batteryVoltage": "1", "clickType": "SINGLE"},
-    "EventBridge of one's own": {
+    "custom EventBridge event": {
         "version": "0",
         "detail-type": "Prompt",
         "source": "my.shop",
@@ -222,12 +223,12 @@ GUIDES: dict[str, Any] = {
         "Records": [{"EventSource": "aws:sns", "Sns": {"Message": '{"prompt": "a"}', "Type": "x"}}]
     },
     "SES": {"Records": [{"eventSource": "aws:ses", "ses": {"mail": {"subject": "a"}}}]},
-    "a queue among other records": {
+    "a queue message among other records": {
         "Records": [{"eventSource": "aws:sqs", "messageId": "m", "body": "{}"}, _KINESIS]
     },
     "DynamoDB scan": {"Items": [{"prompt": {"S": "a"}}], "Count": 1, "ScannedCount": 1},
     "no records": {"Records": []},
-    "records that are none": {"Records": "a"},
+    "records that are not a list": {"Records": "a"},
     "an empty list": [],
     "an empty object": {},
     "a text": "Once upon a time",
@@ -239,7 +240,7 @@ GUIDES: dict[str, Any] = {
 
 @cache
 def sam_events() -> dict[str, Any]:
-    """What `sam local generate-event` makes, by service and kind; {} without SAM."""
+    """The events of `sam local generate-event` by service and kind; {} without SAM."""
     if not SAM_PYTHON.exists():
         return {}
     command = [SAM_PYTHON, "-W", "ignore", "-c", _ALL]

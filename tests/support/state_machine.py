@@ -1,4 +1,4 @@
-"""The state machine of the batch template, as CloudFormation fills it in."""
+"""The state machine of the batch template, with its substitutions."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ SETTINGS = {
 
 
 def state_machine() -> dict[str, Any]:
-    """Its definition."""
+    """The definition of the state machine."""
     text = (ROOT / "templates" / "batches.asl.yaml").read_text()
     for name, value in SETTINGS.items():
         assert f"${{{name}}}" in text

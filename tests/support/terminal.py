@@ -1,4 +1,4 @@
-"""Commands on a pseudo-terminal of 100 columns."""
+"""Runs commands on a pseudo-terminal of 100 columns."""
 
 import os
 import subprocess
@@ -9,18 +9,18 @@ from tests.conftest import ROOT
 
 
 def run_on_terminal(*args: str, **environ: str) -> tuple[int, str]:
-    """`python -m ARGS` with stdout and stderr on a terminal: the exit code, and what it showed."""
+    """Run `python -m ARGS` on a terminal; returns the exit code and the output."""
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (30, 100))
     process = subprocess.Popen(
         [sys.executable, "-m", *args], stdout=theirs, stderr=theirs, cwd=ROOT, env=environ
     )
     os.close(theirs)
-    shown = b""
+    output = b""
     try:
         while data := os.read(ours, 65536):
-            shown += data
-    except OSError:  # Linux's way to say that the other side has closed
+            output += data
+    except OSError:  # on Linux, the other side has closed
         pass
     os.close(ours)
-    return process.wait(), shown.decode()
+    return process.wait(), output.decode()

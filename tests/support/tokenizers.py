@@ -1,4 +1,4 @@
-"""A tokenizer in both of its forms: the `tokenizers` package's, and compiled."""
+"""A tokenizer in both forms: from the `tokenizers` package, and compiled."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from gpt2core.tokenizer.compiler import compile_tokenizer
 
 
 def compiled(folder: Path, target: Path) -> Tokenizer:
-    """The compiled form of a directory's tokenizer."""
+    """The compiled tokenizer of a model directory."""
     tables, metadata = compile_tokenizer(str(folder))
     target.mkdir(exist_ok=True)
     save_file(tables, target / TABLES_FILE, metadata=metadata)

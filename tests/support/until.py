@@ -1,4 +1,4 @@
-"""Waiting for what another thread does, without a pause that could be too short or too long."""
+"""Waits for a condition without sleeping."""
 
 import os
 from collections.abc import Callable
@@ -8,8 +8,8 @@ TIMEOUT_S = 60.0
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Give way to other threads until `condition` holds; fails after a minute."""
+    """Yield to other threads until `condition` is true; fails after a minute."""
     end = monotonic() + TIMEOUT_S
     while not condition():
-        assert monotonic() < end, "it never came to that"
+        assert monotonic() < end, "the condition is not true after a minute"
         os.sched_yield()

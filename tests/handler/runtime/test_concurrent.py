@@ -26,9 +26,9 @@ def answers(server: RuntimeApiServer, bodies: list[bytes]) -> dict[str, bytes]:
     """The answers to events that are all there at once, by their request's number."""
     for body in bodies:
         server.send(body)
-    found = [server.answers.get(timeout=60) for _ in bodies]
-    assert all(answer.path.endswith("/response") for answer in found)
-    return {answer.path.split("/")[4].removeprefix("request-"): answer.body for answer in found}
+    found = [server.replies.get(timeout=60) for _ in bodies]
+    assert all(reply.path.endswith("/response") for reply in found)
+    return {reply.path.split("/")[4].removeprefix("request-"): reply.body for reply in found}
 
 
 def test_as_many_events_as_the_setting_says_are_under_way_at_once(
@@ -44,18 +44,18 @@ def test_as_many_events_as_the_setting_says_are_under_way_at_once(
 @pytest.mark.parametrize("count", ["", "1", "0", "many"])
 def test_one_event_at_a_time_without_the_setting(server: RuntimeApiServer, count: str) -> None:
     with runtime(server, OURS, FIXED, AWS_LAMBDA_MAX_CONCURRENCY=count):
-        assert json.loads(server.ask(b'{"do": "calls"}').body) == []
+        assert json.loads(server.invoke(b'{"do": "calls"}').body) == []
 
 
 def test_the_handlers_module_hears_that_it_is_shared(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED, **FOUR):
-        assert json.loads(server.ask(b'{"do": "calls"}').body) == ["concurrency"]
+        assert json.loads(server.invoke(b'{"do": "calls"}').body) == ["concurrency"]
 
 
 def test_the_trace_of_one_event_is_not_seen_by_another(server: RuntimeApiServer) -> None:
     headers = {"Lambda-Runtime-Trace-Id": TRACE_ID}
     with runtime(server, OURS, FIXED, **FOUR):
-        assert json.loads(server.ask(b'{"do": "context"}', headers).body)["trace"] is None
+        assert json.loads(server.invoke(b'{"do": "context"}', headers).body)["trace"] is None
 
 
 def test_eight_prompts_at_once_get_the_texts_that_they_get_alone(
@@ -72,10 +72,10 @@ def test_eight_prompts_at_once_get_the_texts_that_they_get_alone(
 def test_a_reply_that_cannot_be_delivered_is_logged_and_the_next_event_is_answered(
     server: RuntimeApiServer,
 ) -> None:
-    server.refused_answers = 1
+    server.failing_replies = 1
     with runtime(server, OURS, FIXED, AWS_LAMBDA_MAX_CONCURRENCY="2") as process:
-        assert server.ask(b"1").body == b'{"echo": 1}'
-        assert server.ask(b"2").body == b'{"echo": 2}'
+        assert server.invoke(b"1").body == b'{"echo": 1}'
+        assert server.invoke(b"2").body == b'{"echo": 2}'
         assert process.stderr is not None
         assert "Runtime.ReplyFailed" in process.stderr.readline()  # before the process ends
         assert process.poll() is None

@@ -27,7 +27,7 @@ from tests.support.runtime_api_server import (
     OURS,
     THEIRS,
     TRACE_ID,
-    Answer,
+    Reply,
     RuntimeApiServer,
     runtime,
 )
@@ -42,12 +42,12 @@ def server() -> Iterator[RuntimeApiServer]:
         yield api
 
 
-def ask_both(body: bytes, headers: dict[str, str] | None = None, **environ: str) -> list[Answer]:
+def ask_both(body: bytes, headers: dict[str, str] | None = None, **environ: str) -> list[Reply]:
     """One event to our runtime and to AWS's, each on a server of its own."""
     answers = []
     for module in (OURS, THEIRS):
         with RuntimeApiServer() as api, runtime(api, module, FIXED, **environ):
-            answers.append(api.ask(body, headers))
+            answers.append(api.invoke(body, headers))
     return answers
 
 
@@ -137,15 +137,15 @@ def test_the_client_context_is_that_of_awslambdaric(client: str) -> None:
 @pytest.mark.parametrize("value", ["{", "[1]", '"text"'])
 def test_a_context_that_is_no_object_is_an_error_of_the_event(header: str, value: str) -> None:
     with RuntimeApiServer() as api, runtime(api, OURS, FIXED):
-        answer = api.ask(b'{"do": "context"}', {f"Lambda-Runtime-{header}": value})
-        assert answer.path.endswith("/error")
-        assert json.loads(answer.body)["errorType"] == "Runtime.UnmarshalError"
-        assert json.loads(api.ask(b"1").body) == {"echo": 1}
+        reply = api.invoke(b'{"do": "context"}', {f"Lambda-Runtime-{header}": value})
+        assert reply.path.endswith("/error")
+        assert json.loads(reply.body)["errorType"] == "Runtime.UnmarshalError"
+        assert json.loads(api.invoke(b"1").body) == {"echo": 1}
 
 
 def test_what_the_context_logs_is_on_stdout_at_once(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED) as process:
-        assert json.loads(server.ask(b'{"do": "log", "message": "said\\n"}').body) is None
+        assert json.loads(server.invoke(b'{"do": "log", "message": "said\\n"}').body) is None
         assert process.stdout is not None
         assert process.stdout.readline() == "said\n"  # before the process ends
 
@@ -175,27 +175,27 @@ def test_one_process_answers_event_after_event_and_forgets_the_trace(
 ) -> None:
     with runtime(server, OURS, FIXED):
         for number in range(20):
-            assert json.loads(server.ask(b"%d" % number).body) == {"echo": number}
-        traced = server.ask(b'{"do": "context"}', {"Lambda-Runtime-Trace-Id": TRACE_ID})
+            assert json.loads(server.invoke(b"%d" % number).body) == {"echo": number}
+        traced = server.invoke(b'{"do": "context"}', {"Lambda-Runtime-Trace-Id": TRACE_ID})
         assert json.loads(traced.body)["trace"] == TRACE_ID
-        assert json.loads(server.ask(b'{"do": "context"}').body)["trace"] is None
-        failed = server.ask(b'{"do": "raise", "message": "once"}')
+        assert json.loads(server.invoke(b'{"do": "context"}').body)["trace"] is None
+        failed = server.invoke(b'{"do": "raise", "message": "once"}')
         assert json.loads(failed.body)["errorMessage"] == "once"
-        assert json.loads(server.ask(b'"still here"').body) == {"echo": "still here"}
+        assert json.loads(server.invoke(b'"still here"').body) == {"echo": "still here"}
 
 
 def test_a_connection_that_was_closed_is_made_again(server: RuntimeApiServer) -> None:
     server.drop_connections = True
     with runtime(server, OURS, FIXED):
         for number in range(5):
-            assert json.loads(server.ask(b"%d" % number).body) == {"echo": number}
+            assert json.loads(server.invoke(b"%d" % number).body) == {"echo": number}
 
 
 def test_an_error_is_logged_by_type_and_place_and_never_with_its_text(
     server: RuntimeApiServer,
 ) -> None:
     with runtime(server, OURS, FIXED) as process:
-        server.ask(b'{"do": "raise", "message": "a prompt that nobody may log"}')
+        server.invoke(b'{"do": "raise", "message": "a prompt that nobody may log"}')
         process.terminate()
         out, err = process.communicate(timeout=20)
     assert "nobody may log" not in out + err
@@ -215,36 +215,36 @@ def test_a_handler_that_cannot_be_loaded_is_an_init_error(
     server: RuntimeApiServer, handler: str, kind: str
 ) -> None:
     with runtime(server, OURS, handler) as process:
-        answer = server.answers.get(timeout=20)
+        reply = server.replies.get(timeout=20)
         assert process.wait(20) == 1
-    assert answer.path == "/2018-06-01/runtime/init/error"
-    assert answer.headers["lambda-runtime-function-error-type"] == kind
-    assert json.loads(answer.body)["errorMessage"]
+    assert reply.path == "/2018-06-01/runtime/init/error"
+    assert reply.headers["lambda-runtime-function-error-type"] == kind
+    assert json.loads(reply.body)["errorMessage"]
 
 
 def test_a_bad_setting_is_an_init_error_that_names_it(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, "handler.app.lambda_handler", GPT2_THREADS="many") as process:
-        answer = server.answers.get(timeout=20)
+        reply = server.replies.get(timeout=20)
         assert process.wait(20) == 1
-    assert answer.headers["lambda-runtime-function-error-type"] == "SettingsError"
-    assert "GPT2_THREADS" in json.loads(answer.body)["errorMessage"]
+    assert reply.headers["lambda-runtime-function-error-type"] == "SettingsError"
+    assert "GPT2_THREADS" in json.loads(reply.body)["errorMessage"]
 
 
 def test_a_handler_that_exits_ends_the_process(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED) as process:
         server.events.put((b'{"do": "exit"}', {"Lambda-Runtime-Aws-Request-Id": "request-1"}))
         assert process.wait(20) == 3
-    assert server.answers.empty()
+    assert server.replies.empty()
 
 
 def test_a_streamed_reply_arrives_in_chunks(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED):
-        answer = server.ask(b'{"do": "stream", "chunks": ["Once ", "", "upon ", "a time"]}')
-        assert json.loads(server.ask(b"1").body) == {"echo": 1}
-    assert answer.body == b"Once upon a time"
-    assert answer.headers["lambda-runtime-function-response-mode"] == "streaming"
-    assert answer.headers["content-type"] == "text/plain"
-    assert answer.trailers == {}
+        reply = server.invoke(b'{"do": "stream", "chunks": ["Once ", "", "upon ", "a time"]}')
+        assert json.loads(server.invoke(b"1").body) == {"echo": 1}
+    assert reply.body == b"Once upon a time"
+    assert reply.headers["lambda-runtime-function-response-mode"] == "streaming"
+    assert reply.headers["content-type"] == "text/plain"
+    assert reply.trailers == {}
 
 
 @pytest.mark.parametrize("kind", ["RuntimeError", "OSError", "ConnectionError"])
@@ -253,20 +253,20 @@ def test_an_error_in_the_middle_of_a_stream_is_its_trailer(
 ) -> None:
     event = {"do": "stream", "chunks": ["Once "], "fail": "broke", "kind": kind}
     with runtime(server, OURS, FIXED):
-        answer = server.ask(json.dumps(event).encode())
-        assert json.loads(server.ask(b"1").body) == {"echo": 1}
-    assert answer.body == b"Once "
-    assert answer.trailers["Lambda-Runtime-Function-Error-Type"] == kind
-    error = json.loads(b64decode(answer.trailers["Lambda-Runtime-Function-Error-Body"]))
+        reply = server.invoke(json.dumps(event).encode())
+        assert json.loads(server.invoke(b"1").body) == {"echo": 1}
+    assert reply.body == b"Once "
+    assert reply.trailers["Lambda-Runtime-Function-Error-Type"] == kind
+    error = json.loads(b64decode(reply.trailers["Lambda-Runtime-Function-Error-Body"]))
     assert (error["errorType"], error["errorMessage"]) == (kind, "broke")
 
 
 def test_a_chunk_that_is_no_bytes_is_an_error_of_the_stream(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED):
-        answer = server.ask(b'{"do": "stream", "chunks": ["Once ", [5]]}')
-        assert json.loads(server.ask(b"1").body) == {"echo": 1}
-    assert answer.body == b"Once "
-    assert answer.trailers["Lambda-Runtime-Function-Error-Type"] == "TypeError"
+        reply = server.invoke(b'{"do": "stream", "chunks": ["Once ", [5]]}')
+        assert json.loads(server.invoke(b"1").body) == {"echo": 1}
+    assert reply.body == b"Once "
+    assert reply.trailers["Lambda-Runtime-Function-Error-Type"] == "TypeError"
 
 
 def test_a_send_that_breaks_is_no_error_of_the_stream_and_ends_its_chunks() -> None:
@@ -296,7 +296,7 @@ def test_a_send_that_breaks_is_no_error_of_the_stream_and_ends_its_chunks() -> N
 
 def test_snapstart_runs_the_hooks_around_the_snapshot(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED, AWS_LAMBDA_INITIALIZATION_TYPE="snap-start"):
-        calls = json.loads(server.ask(b'{"do": "calls"}').body)
+        calls = json.loads(server.invoke(b'{"do": "calls"}').body)
     assert server.restored.is_set()
     assert calls == ["before", "after"]
 
@@ -313,10 +313,10 @@ def test_a_hook_that_fails_is_reported_as_awslambdaric_does(
 ) -> None:
     environ = {"AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start", "FAIL": hook}
     with runtime(server, OURS, FIXED, **environ) as process:
-        answer = server.answers.get(timeout=20)
+        reply = server.replies.get(timeout=20)
         assert process.wait(20) == code
-    assert answer.path == path
-    assert answer.headers["lambda-runtime-function-error-type"] == kind
+    assert reply.path == path
+    assert reply.headers["lambda-runtime-function-error-type"] == kind
     assert server.restored.is_set() == (hook == "after")
 
 
@@ -324,7 +324,7 @@ def test_snapstart_opens_the_model_before_the_snapshot(server: RuntimeApiServer)
     environ = {"AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"}
     with runtime(server, OURS, "handler.app.lambda_handler", **environ):
         assert server.restored.wait(30)
-        reply = json.loads(server.ask(b'{"prompt": "Once", "max_new_tokens": 2}').body)
+        reply = json.loads(server.invoke(b'{"prompt": "Once", "max_new_tokens": 2}').body)
     opened_before = {phase: reply["timings_ms"][phase] for phase in ("process", "import", "map")}
     assert opened_before == {"process": 0, "import": 0, "map": 0}
     assert reply["cold_start"]
@@ -337,7 +337,7 @@ def test_real_events_give_what_awslambdaric_gives(name: str) -> None:
     replies = []
     for module in (OURS, THEIRS):
         with RuntimeApiServer() as api, runtime(api, module, "handler.app.lambda_handler"):
-            replies.append(json.loads(api.ask(event).body))
+            replies.append(json.loads(api.invoke(event).body))
     texts = [json.loads(r["body"]) if "body" in r else r for r in replies]
     for text in texts:
         text.pop("timings_ms", None)

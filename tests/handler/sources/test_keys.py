@@ -11,7 +11,7 @@ from handler.settings import Settings
 from tests.conftest import DEMO
 from tests.support.events import http_event, load_event, payload
 
-KEY = "a-key-of-twenty-letters!"
+KEY = "an-api-key-for-the-tests"
 
 
 @pytest.fixture

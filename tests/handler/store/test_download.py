@@ -135,8 +135,8 @@ def test_a_broken_volume_and_a_failing_uri_are_both_in_the_error(
 ) -> None:
     (tmp_path / "volume").mkdir()
     (tmp_path / "volume" / "CURRENT").write_text("missing")
-    proxy.spoil("GET", "", status(403), times=99)
-    proxy.spoil("HEAD", "", status(403), times=99)
+    proxy.inject("GET", "", status(403), times=99)
+    proxy.inject("HEAD", "", status(403), times=99)
     error = function_for(uri, tmp_path).invoke(PROMPT)["error"]
     assert error["type"] == "AccessDenied"
     assert "s3:GetObject" in error["message"]
@@ -147,7 +147,7 @@ def test_what_cannot_be_had_is_a_503_and_the_next_invoke_tries_again(
     uri: str, proxy: FaultProxy, tmp_path: Path, expected: str
 ) -> None:
     function = function_for(uri, tmp_path)
-    proxy.spoil("GET", WEIGHTS, status(503), times=8)
+    proxy.inject("GET", WEIGHTS, status(503), times=8)
     reply = function.invoke(load_event("url-generate"))
     assert reply["statusCode"] == 503
     error = json.loads(reply["body"])["error"]
@@ -160,7 +160,7 @@ def test_an_invoke_that_runs_out_of_time_answers_before_it_is_stopped(
     uri: str, proxy: FaultProxy, tmp_path: Path, expected: str
 ) -> None:
     function = function_for(uri, tmp_path)
-    proxy.spoil("GET", WEIGHTS, stall(100))
+    proxy.inject("GET", WEIGHTS, stall(100))
     error = function.invoke(PROMPT, Context(900))["error"]
     assert error["type"] == "DownloadFailed"
     assert "the deadline passed" in error["message"]
@@ -261,7 +261,7 @@ def test_neither_prompt_nor_credentials_are_logged(
     uri: str, proxy: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompt = {"prompt": "a prompt that nobody may log"}
-    proxy.spoil("GET", WEIGHTS, corrupt(0), times=99)
+    proxy.inject("GET", WEIGHTS, corrupt(0), times=99)
     assert function_for(uri, tmp_path).invoke(prompt)["error"]["type"] == "DigestMismatch"
     logged = capsys.readouterr().err
     assert logged

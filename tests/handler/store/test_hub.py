@@ -22,9 +22,9 @@ from tests.conftest import ROOT
 from tests.support.hub_server import COMMIT, SECRET, TOKEN, HubServer
 from tests.support.models import write_model, write_sharded_model
 from tests.support.proxy import (
-    Answer,
     FaultProxy,
     Handler,
+    Response,
     corrupt,
     ignore_range,
     reset,
@@ -206,14 +206,14 @@ def test_a_missing_repository_is_an_error(hub: Local, tmp_path: Path) -> None:
 def test_errors_of_the_server_are_waited_out(
     hub: Local, repo: Path, tmp_path: Path, code: int
 ) -> None:
-    hub.hub.spoil("GET", "/api/models/", status(code))
-    hub.hub.spoil("HEAD", "config.json", status(code))
-    hub.cdn.spoil("GET", WEIGHTS, status(code, ("Retry-After", "0")))
+    hub.hub.inject("GET", "/api/models/", status(code))
+    hub.hub.inject("HEAD", "config.json", status(code))
+    hub.cdn.inject("GET", WEIGHTS, status(code, ("Retry-After", "0")))
     assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
 
 
 def test_a_forbidden_file_is_an_error_at_once(hub: Local, tmp_path: Path) -> None:
-    hub.cdn.spoil("GET", WEIGHTS, status(403), times=99)
+    hub.cdn.inject("GET", WEIGHTS, status(403), times=99)
     assert "HF_TOKEN has no access" in hub.fetch(tmp_path / "root").error
     assert len([entry for entry in hub.cdn.log if entry.method == "GET"]) == 1
 
@@ -222,13 +222,13 @@ def test_a_forbidden_file_is_an_error_at_once(hub: Local, tmp_path: Path) -> Non
 def test_an_answer_that_breaks_off_is_recovered(
     hub: Local, repo: Path, tmp_path: Path, fault: object
 ) -> None:
-    hub.cdn.spoil("GET", WEIGHTS, fault)  # type: ignore[arg-type]
+    hub.cdn.inject("GET", WEIGHTS, fault)  # type: ignore[arg-type]
     assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
 
 
 def test_a_resumed_file_may_come_whole(hub: Local, repo: Path, tmp_path: Path) -> None:
-    hub.cdn.spoil("GET", WEIGHTS, truncate(5000))
-    hub.cdn.spoil("GET", WEIGHTS, ignore_range())
+    hub.cdn.inject("GET", WEIGHTS, truncate(5000))
+    hub.cdn.inject("GET", WEIGHTS, ignore_range())
     assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
 
 
@@ -236,15 +236,15 @@ def test_a_file_that_begins_again_is_hashed_again(hub: Local, repo: Path, tmp_pa
     """The client writes in chunks of 10 MB: smaller ones make it resume a small file."""
     ranges = []
 
-    def whole_and_wrong(handler: Handler, answer: Answer) -> None:
+    def whole_and_wrong(handler: Handler, response: Response) -> None:
         ranges.append(handler.headers["Range"])
         whole = handler.upstream(b"", {})
         wrong = bytearray(whole.body)
         wrong[3000] ^= 1
-        handler.send(Answer(200, whole.headers, bytes(wrong)))
+        handler.send(Response(200, whole.headers, bytes(wrong)))
 
-    hub.cdn.spoil("GET", WEIGHTS, truncate(50_000))
-    hub.cdn.spoil("GET", WEIGHTS, whole_and_wrong)
+    hub.cdn.inject("GET", WEIGHTS, truncate(50_000))
+    hub.cdn.inject("GET", WEIGHTS, whole_and_wrong)
     code = (
         "import sys, huggingface_hub.constants as constants\n"
         "constants.DOWNLOAD_CHUNK_SIZE = 8192\n"
@@ -279,13 +279,13 @@ def test_the_clients_home_is_its_own_where_there_is_one_and_not_on_lambda(
 def test_a_stalled_server_is_given_up_after_the_clients_own_time_out(
     hub: Local, repo: Path, tmp_path: Path
 ) -> None:
-    hub.cdn.spoil("GET", WEIGHTS, stall(5000))
+    hub.cdn.inject("GET", WEIGHTS, stall(5000))
     done = hub.fetch(tmp_path / "root", HF_HUB_DOWNLOAD_TIMEOUT="1")
     assert done.holds(repo, *NOT_NEEDED)
 
 
 def test_one_corrupted_answer_is_fetched_again(hub: Local, repo: Path, tmp_path: Path) -> None:
-    hub.cdn.spoil("GET", WEIGHTS, corrupt(1234))
+    hub.cdn.inject("GET", WEIGHTS, corrupt(1234))
     assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
 
 
@@ -293,7 +293,7 @@ def test_one_corrupted_answer_is_fetched_again(hub: Local, repo: Path, tmp_path:
 def test_wrong_bytes_of_the_right_size_are_rejected_and_removed(
     hub: Local, tmp_path: Path, name: str
 ) -> None:
-    (hub.cdn if name == WEIGHTS else hub.hub).spoil("GET", name, corrupt(20), times=99)
+    (hub.cdn if name == WEIGHTS else hub.hub).inject("GET", name, corrupt(20), times=99)
     error = hub.fetch(tmp_path / "root").error
     assert name in error
     assert "both were removed" in error
@@ -355,24 +355,26 @@ def test_a_cold_start_keeps_the_clients_files_below_the_cache_and_out_of_home(
 
 
 def test_a_server_that_is_no_hub_is_told_at_once(hub: Local, tmp_path: Path) -> None:
-    hub.hub.spoil("HEAD", "config.json", status(200), times=99)
+    hub.hub.inject("HEAD", "config.json", status(200), times=99)
     assert "check HF_ENDPOINT" in hub.fetch(tmp_path / "root").error
 
 
 def test_the_clients_warnings_hold_no_signature(hub: Local, repo: Path, tmp_path: Path) -> None:
-    hub.cdn.spoil("GET", WEIGHTS, truncate(5000))
+    hub.cdn.inject("GET", WEIGHTS, truncate(5000))
     done = hub.fetch(tmp_path / "root", HF_HUB_VERBOSITY="debug")
     assert "/cdn/model.safetensors?…" in done.stderr
     assert done.holds(repo, *NOT_NEEDED)
 
 
-def change_info(change: Callable[[dict[str, Any]], None]) -> Callable[[Handler, Answer], None]:
+def change_info(change: Callable[[dict[str, Any]], None]) -> Callable[[Handler, Response], None]:
     """A mirror whose answer about the repository is not the Hub's."""
 
-    def fault(handler: Handler, answer: Answer) -> None:
-        info = json.loads(answer.body)
+    def fault(handler: Handler, response: Response) -> None:
+        info = json.loads(response.body)
         change(info)
-        handler.send(Answer(200, [("Content-Type", "application/json")], json.dumps(info).encode()))
+        handler.send(
+            Response(200, [("Content-Type", "application/json")], json.dumps(info).encode())
+        )
 
     return fault
 
@@ -413,7 +415,7 @@ def of_another_type(info: dict[str, Any]) -> None:
 def test_what_a_mirror_leaves_out_is_asked_for_file_by_file(
     hub: Local, repo: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
-    hub.hub.spoil("GET", "/api/models/", change_info(change), times=99)
+    hub.hub.inject("GET", "/api/models/", change_info(change), times=99)
     result = hub.fetch(tmp_path / "root")
     assert result.holds(repo, *NOT_NEEDED)
     manifest = read_manifest(result.path)
@@ -424,21 +426,21 @@ def test_what_a_mirror_leaves_out_is_asked_for_file_by_file(
 def test_a_mirror_that_tells_no_size_anywhere_is_an_error_that_names_the_setting(
     hub: Local, tmp_path: Path
 ) -> None:
-    def no_commit(handler: Handler, answer: Answer) -> None:
-        kept = [(k, v) for k, v in answer.headers if k.lower() not in ("x-repo-commit", "etag")]
-        handler.send(answer._replace(headers=kept))
+    def no_commit(handler: Handler, response: Response) -> None:
+        kept = [(k, v) for k, v in response.headers if k.lower() not in ("x-repo-commit", "etag")]
+        handler.send(response._replace(headers=kept))
 
-    hub.hub.spoil("GET", "/api/models/", change_info(without("siblings")), times=99)
-    hub.hub.spoil("HEAD", "", no_commit, times=99)
+    hub.hub.inject("GET", "/api/models/", change_info(without("siblings")), times=99)
+    hub.hub.inject("HEAD", "", no_commit, times=99)
     assert "check HF_ENDPOINT" in hub.fetch(tmp_path / "root").error
 
 
 def test_an_answer_that_is_a_web_page_is_an_error_that_names_the_setting(
     hub: Local, tmp_path: Path
 ) -> None:
-    def page(handler: Handler, answer: Answer) -> None:
-        handler.send(Answer(200, [("Content-Type", "text/html")], b"<html>a portal</html>"))
+    def page(handler: Handler, response: Response) -> None:
+        handler.send(Response(200, [("Content-Type", "text/html")], b"<html>a portal</html>"))
 
-    hub.hub.spoil("GET", "", page, times=99)
-    hub.hub.spoil("HEAD", "", page, times=99)
+    hub.hub.inject("GET", "", page, times=99)
+    hub.hub.inject("HEAD", "", page, times=99)
     assert "check HF_ENDPOINT" in hub.fetch(tmp_path / "root").error

@@ -20,7 +20,7 @@ from handler.errors import (
 from handler.store import part, publish, s3, transfer
 from handler.store.download import to_directory
 from handler.store.revisions import resolve
-from tests.support.downloads import WEIGHTS, Silent, digest_of, download, left, same_files
+from tests.support.downloads import WEIGHTS, Silent, download, leftovers, manifest_of, same_files
 from tests.support.models import (
     assert_same_weights,
     small_config,
@@ -28,11 +28,11 @@ from tests.support.models import (
     write_sharded_model,
 )
 from tests.support.proxy import (
-    Answer,
     FaultProxy,
     Handler,
+    Response,
+    after,
     corrupt,
-    first,
     ignore_range,
     reset,
     stall,
@@ -61,7 +61,7 @@ def test_a_model_arrives_in_parts_and_is_published(
     assert same_files(done.path, model_dir)
     assert done.path == str(tmp_path / "revisions" / done.digest)
     assert (tmp_path / "CURRENT").read_text() == f"{done.digest}\n"
-    assert left(tmp_path) == []
+    assert leftovers(tmp_path) == []
     ranges = [entry.range for entry in proxy.log if entry.method == "GET" and WEIGHTS in entry.path]
     assert len(ranges) == -(-(model_dir / WEIGHTS).stat().st_size // 10_000)
     assert len(set(ranges)) == len(ranges)
@@ -91,7 +91,7 @@ def test_a_new_model_is_published_beside_the_old_one(
 def test_the_manifest_of_the_source_is_kept_and_names_the_revision(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    manifest = digest_of(model_dir)
+    manifest = manifest_of(model_dir)
     bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest)
     done = download(uri, tmp_path, pin=hashlib.sha256(manifest).hexdigest())
     assert done.digest == hashlib.sha256(manifest).hexdigest()
@@ -127,22 +127,22 @@ def test_the_bucket_itself_may_be_the_model(
 def test_without_permission_to_list_objects_are_asked_for_by_name(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    proxy.spoil("GET", "list-type=2", status(403), times=99)
+    proxy.inject("GET", "list-type=2", status(403), times=99)
     # S3 answers 403 for what is not there, too.
     for name in ("gpt2.manifest.json", "index.json", "vocab.json", "merges.txt", "_config.json"):
-        proxy.spoil("HEAD", name, status(403), times=99)
-    proxy.spoil("HEAD", "added_tokens", status(403), times=99)
+        proxy.inject("HEAD", name, status(403), times=99)
+    proxy.inject("HEAD", "added_tokens", status(403), times=99)
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
 def test_without_any_permission_the_error_names_what_is_missing(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    proxy.spoil("GET", "", status(403), times=99)
-    proxy.spoil("HEAD", "", status(403), times=99)
+    proxy.inject("GET", "", status(403), times=99)
+    proxy.inject("HEAD", "", status(403), times=99)
     with pytest.raises(AccessDenied, match=r"s3:GetObject.*s3:ListBucket"):
         download(uri, tmp_path)
-    assert left(tmp_path) == []
+    assert leftovers(tmp_path) == []
 
 
 def test_a_model_may_be_published_packed(
@@ -166,7 +166,7 @@ def test_a_model_may_be_published_packed(
     assert to_directory(uri, str(tmp_path), pack="f32", pin=weights, show=Silent).fetched
     other = to_directory(uri, str(tmp_path), pack="int8", show=Silent)
     assert other.fetched
-    assert left(tmp_path) == []
+    assert leftovers(tmp_path) == []
 
 
 def test_a_packed_model_comes_from_a_bucket_as_it_is(
@@ -186,11 +186,11 @@ def test_a_packed_model_comes_from_a_bucket_as_it_is(
 def test_refused_credentials_are_told_as_such_and_at_once(
     uri: str, proxy: FaultProxy, tmp_path: Path, code: str
 ) -> None:
-    def refuse(handler: Handler, answer: Answer) -> None:
+    def refuse(handler: Handler, response: Response) -> None:
         body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-        handler.send(Answer(400, [("Content-Type", "application/xml")], body))
+        handler.send(Response(400, [("Content-Type", "application/xml")], body))
 
-    proxy.spoil("GET", "list-type=2", refuse)
+    proxy.inject("GET", "list-type=2", refuse)
     with pytest.raises(AccessDenied, match=rf"{code}: S3 rejected the credentials"):
         download(uri, tmp_path)
     assert len(proxy.log) == 1
@@ -202,11 +202,11 @@ def test_a_corrupted_list_of_files_is_fetched_again(
 ) -> None:
     folder = write_sharded_model(tmp_path / "sharded")
     if name == MANIFEST_FILE:
-        (folder / name).write_bytes(digest_of(folder))
+        (folder / name).write_bytes(manifest_of(folder))
     uri = bucket.upload(folder, "m")
-    proxy.spoil("GET", name, corrupt(3))
+    proxy.inject("GET", name, corrupt(3))
     download(uri, tmp_path / "root")
-    proxy.spoil("GET", name, corrupt(3), times=99)
+    proxy.inject("GET", name, corrupt(3), times=99)
     with pytest.raises(DigestMismatch, match=f"s3://.*{name}.*both were removed"):
         download(uri, tmp_path / "other")
 
@@ -214,7 +214,7 @@ def test_a_corrupted_list_of_files_is_fetched_again(
 def test_a_file_that_failed_its_pin_is_not_taken_for_the_pinned_one_later(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    manifest = digest_of(model_dir)
+    manifest = manifest_of(model_dir)
     pin = hashlib.sha256(manifest).hexdigest()
     foreign = write_model(tmp_path / "foreign", seed=1)
     bucket.upload(foreign, "models/gpt2")
@@ -266,16 +266,16 @@ def test_without_credentials_the_error_says_so(
 def test_errors_of_the_server_are_waited_out(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path, code: int, times: int
 ) -> None:
-    proxy.spoil("GET", "list-type=2", status(code), times=2)
-    proxy.spoil("HEAD", "config.json", status(code), times=2)
-    proxy.spoil("GET", WEIGHTS, status(code), times=times)
+    proxy.inject("GET", "list-type=2", status(code), times=2)
+    proxy.inject("HEAD", "config.json", status(code), times=2)
+    proxy.inject("GET", WEIGHTS, status(code), times=times)
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
 def test_an_error_that_stays_says_what_was_tried(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    proxy.spoil("GET", WEIGHTS, status(503), times=999)
+    proxy.inject("GET", WEIGHTS, status(503), times=999)
     with pytest.raises(DownloadFailed, match=r"model.safetensors: S3 returned 503.* 8 attempts"):
         download(uri, tmp_path)
     assert not (tmp_path / "CURRENT").exists()
@@ -285,14 +285,14 @@ def test_an_error_that_stays_says_what_was_tried(
 def test_an_answer_that_breaks_off_is_taken_up_where_it_ended(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path, fault: object
 ) -> None:
-    proxy.spoil("GET", WEIGHTS, fault, times=5)  # type: ignore[arg-type]
+    proxy.inject("GET", WEIGHTS, fault, times=5)  # type: ignore[arg-type]
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
 def test_a_truncated_answer_is_resumed_and_not_repeated(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    proxy.spoil("GET", WEIGHTS, truncate(3000))
+    proxy.inject("GET", WEIGHTS, truncate(3000))
     download(uri, tmp_path)
     ranges = [entry.range for entry in proxy.log if entry.method == "GET" and WEIGHTS in entry.path]
     assert sum(str(r).startswith("bytes=") and int(str(r)[6:].split("-")[0]) % 10_000 == 3000
@@ -302,7 +302,7 @@ def test_a_truncated_answer_is_resumed_and_not_repeated(
 def test_one_corrupted_answer_is_fetched_again(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    proxy.spoil("GET", WEIGHTS, corrupt(1234))
+    proxy.inject("GET", WEIGHTS, corrupt(1234))
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
@@ -316,8 +316,8 @@ def test_wrong_bytes_of_the_right_size_are_rejected_and_removed(
     with_manifest: bool,
 ) -> None:
     if with_manifest:
-        bucket.put(f"models/gpt2/{MANIFEST_FILE}", digest_of(model_dir))
-    proxy.spoil("GET", WEIGHTS, corrupt(1234), times=999)
+        bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest_of(model_dir))
+    proxy.inject("GET", WEIGHTS, corrupt(1234), times=999)
     with pytest.raises(DigestMismatch, match=WEIGHTS):
         download(uri, tmp_path)
     assert not (tmp_path / "CURRENT").exists()
@@ -332,7 +332,7 @@ def test_checksums_that_s3_has_are_held_against_the_bytes(
 ) -> None:
     uri = bucket.upload(model_dir, "m", ChecksumAlgorithm=algorithm)
     download(uri, tmp_path / "good")
-    proxy.spoil("GET", WEIGHTS, corrupt(0), times=999)
+    proxy.inject("GET", WEIGHTS, corrupt(0), times=999)
     with pytest.raises(DigestMismatch, match=algorithm.lower()):
         download(uri, tmp_path / "bad")
 
@@ -340,7 +340,7 @@ def test_checksums_that_s3_has_are_held_against_the_bytes(
 def test_a_server_that_ignores_ranges_is_an_error(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    proxy.spoil("GET", WEIGHTS, ignore_range(), times=999)
+    proxy.inject("GET", WEIGHTS, ignore_range(), times=999)
     with pytest.raises(DownloadFailed, match="not the requested range"):
         download(uri, tmp_path)
 
@@ -348,14 +348,14 @@ def test_a_server_that_ignores_ranges_is_an_error(
 def test_one_answer_without_its_range_is_asked_for_again(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    proxy.spoil("GET", WEIGHTS, ignore_range())
+    proxy.inject("GET", WEIGHTS, ignore_range())
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
 def test_a_file_of_one_part_may_come_whole(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    proxy.spoil("GET", "config.json", ignore_range())
+    proxy.inject("GET", "config.json", ignore_range())
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
@@ -363,7 +363,7 @@ def test_an_object_replaced_during_the_download_is_an_error(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     other = write_model(tmp_path / "other", seed=1)
-    proxy.spoil("GET", WEIGHTS, first(lambda: bucket.upload(other, "models/gpt2")))
+    proxy.inject("GET", WEIGHTS, after(lambda: bucket.upload(other, "models/gpt2")))
     with pytest.raises(ModelChanged, match="changed during the download"):
         download(uri, tmp_path / "root")
     assert not (tmp_path / "root" / "CURRENT").exists()
@@ -373,7 +373,7 @@ def test_an_object_replaced_during_the_download_is_an_error(
 def test_an_object_deleted_during_the_download_is_an_error(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    proxy.spoil("GET", WEIGHTS, first(lambda: bucket.delete(f"models/gpt2/{WEIGHTS}")))
+    proxy.inject("GET", WEIGHTS, after(lambda: bucket.delete(f"models/gpt2/{WEIGHTS}")))
     with pytest.raises(ModelNotFound, match=WEIGHTS):
         download(uri, tmp_path)
 
@@ -382,7 +382,7 @@ def test_a_stalled_server_is_given_up_and_asked_again(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "STALL_S", 0.2)
-    proxy.spoil("GET", WEIGHTS, stall(1000))
+    proxy.inject("GET", WEIGHTS, stall(1000))
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
@@ -391,7 +391,7 @@ def test_a_server_that_stalls_for_good_does_not_hold_an_invoke_beyond_its_deadli
 ) -> None:
     from time import monotonic
 
-    proxy.spoil("GET", WEIGHTS, stall(1000), times=999)
+    proxy.inject("GET", WEIGHTS, stall(1000), times=999)
     with pytest.raises(DownloadFailed, match=r"the deadline passed.*Timeout"):
         to_directory(uri, str(tmp_path), deadline=monotonic() + 0.7, show=Silent)
     assert not (tmp_path / "CURRENT").exists()
@@ -408,22 +408,22 @@ def test_files_that_arrived_before_the_deadline_are_not_fetched_again(
         small_ones.wait(20)
         return digest
 
-    def refuse(handler: Handler, answer: Answer) -> None:
+    def refuse(handler: Handler, response: Response) -> None:
         small_ones.wait(20)
-        status(404)(handler, answer)
+        status(404)(handler, response)
 
-    proxy.spoil("GET", WEIGHTS, refuse)
+    proxy.inject("GET", WEIGHTS, refuse)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(part.Part, "finish", finished)
         with pytest.raises(ModelNotFound):
             download(uri, tmp_path)
-    assert left(tmp_path) == ["incoming"]
+    assert leftovers(tmp_path) == ["incoming"]
     with FaultProxy(proxy.upstream) as second, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL_S3", second.url)
         assert same_files(download(uri, tmp_path).path, model_dir)
         fetched = {entry.path.split("/")[-1] for entry in second.log if entry.range}
     assert fetched == {WEIGHTS}
-    assert left(tmp_path) == []
+    assert leftovers(tmp_path) == []
 
 
 def test_a_missing_bucket_and_a_prefix_without_a_model_are_errors(
@@ -481,7 +481,7 @@ def test_a_broken_manifest_at_the_source_is_an_error(
 def test_a_manifest_that_does_not_fit_its_files_is_an_error_before_they_are_fetched(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    bucket.put(f"models/gpt2/{MANIFEST_FILE}", digest_of(model_dir))
+    bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest_of(model_dir))
     bucket.put(f"models/gpt2/{WEIGHTS}", b"shorter")
     with pytest.raises(DigestMismatch, match=r"model\.safetensors has 7 bytes"):
         download(uri, tmp_path)
@@ -504,7 +504,7 @@ def test_a_pin_may_be_the_digest_of_the_weights(
 def test_a_pinned_manifest_is_looked_at_before_any_file_is_fetched(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    bucket.put(f"models/gpt2/{MANIFEST_FILE}", digest_of(model_dir))
+    bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest_of(model_dir))
     with pytest.raises(DigestMismatch, match="as GPT2_MODEL_SHA256 requires"):
         download(uri, tmp_path, pin="0" * 64)
     assert not [entry for entry in proxy.log if WEIGHTS in entry.path]
@@ -530,7 +530,7 @@ def test_errors_hold_no_credentials(uri: str, proxy: FaultProxy, tmp_path: Path)
         with FaultProxy(proxy.upstream) as second, pytest.MonkeyPatch.context() as patch:
             patch.setenv("AWS_ENDPOINT_URL_S3", second.url)
             patch.setattr(s3, "PART_BYTES", 1 << 20)
-            second.spoil("GET", "model", fault, times=999)
+            second.inject("GET", "model", fault, times=999)
             with pytest.raises(ModelUnavailable) as caught:
                 download(uri, tmp_path)
             seen.append(f"{caught.value!s} {caught.value!r}")

@@ -16,8 +16,8 @@ from handler.errors import (
 )
 from handler.store import s3, transfer
 from handler.store.download import to_directory
-from tests.support.downloads import WEIGHTS, Silent, digest_of, download, left, same_files
-from tests.support.proxy import Answer, FaultProxy, Handler, first, pass_on, stall, status
+from tests.support.downloads import WEIGHTS, Silent, download, leftovers, manifest_of, same_files
+from tests.support.proxy import FaultProxy, Handler, Response, after, forward, stall, status
 from tests.support.s3_server import Bucket
 
 
@@ -33,19 +33,19 @@ def uri(bucket: Bucket, model_dir: Path) -> str:
     return bucket.upload(model_dir, "models/gpt2")
 
 
-def etags_of_another_kind(handler: Handler, answer: Answer) -> None:
+def etags_of_another_kind(handler: Handler, response: Response) -> None:
     """A store whose ETags have 32 hex digits and are no MD5: those of moto, backwards."""
 
     def backwards(text: str) -> str:
         return re.sub(r"\b[0-9a-f]{32}\b", lambda found: found[0][::-1], text)
 
     headers = {k: backwards(v) if k == "If-Match" else v for k, v in handler.headers.items()}
-    answer = handler.upstream(b"", headers)
-    body = answer.body
+    response = handler.upstream(b"", headers)
+    body = response.body
     if "list-type" in handler.path:
         body = backwards(body.decode()).encode()
-    kept = [(k, backwards(v) if k.lower() == "etag" else v) for k, v in answer.headers]
-    handler.send(Answer(answer.status, kept, body))
+    kept = [(k, backwards(v) if k.lower() == "etag" else v) for k, v in response.headers]
+    handler.send(Response(response.status, kept, body))
 
 
 @pytest.mark.parametrize("with_manifest", [False, True])
@@ -58,9 +58,9 @@ def test_an_etag_that_is_no_md5_costs_one_more_download_at_most(
     with_manifest: bool,
 ) -> None:
     if with_manifest:
-        bucket.put(f"models/gpt2/{MANIFEST_FILE}", digest_of(model_dir))
-    proxy.spoil("GET", "", etags_of_another_kind, times=999)
-    proxy.spoil("HEAD", "", etags_of_another_kind, times=999)
+        bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest_of(model_dir))
+    proxy.inject("GET", "", etags_of_another_kind, times=999)
+    proxy.inject("HEAD", "", etags_of_another_kind, times=999)
     assert same_files(download(uri, tmp_path).path, model_dir)
     size = (model_dir / WEIGHTS).stat().st_size
     fetched = sum(map(bytes_of, (e.range for e in proxy.log if WEIGHTS in e.path)))
@@ -75,10 +75,10 @@ def bytes_of(wanted: str | None) -> int:
 def test_wrong_bytes_under_an_etag_that_is_no_md5_are_rejected_by_the_manifest(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    bucket.put(f"models/gpt2/{MANIFEST_FILE}", digest_of(model_dir))
+    bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest_of(model_dir))
     bucket.put(f"models/gpt2/{WEIGHTS}", bytes((model_dir / WEIGHTS).stat().st_size))
-    proxy.spoil("GET", "", etags_of_another_kind, times=999)
-    proxy.spoil("HEAD", "", etags_of_another_kind, times=999)
+    proxy.inject("GET", "", etags_of_another_kind, times=999)
+    proxy.inject("HEAD", "", etags_of_another_kind, times=999)
     with pytest.raises(DigestMismatch, match=WEIGHTS):
         download(uri, tmp_path)
 
@@ -109,10 +109,10 @@ def test_the_key_is_taken_as_it_is_written(
 
 
 def refused(code: str, message: str = "Access Denied", status: int = 403) -> Callable[..., None]:
-    def fault(handler: Handler, answer: Answer) -> None:
+    def fault(handler: Handler, response: Response) -> None:
         body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
         body = b"" if handler.command == "HEAD" else body
-        handler.send(Answer(status, [("Content-Type", "application/xml")], body))
+        handler.send(Response(status, [("Content-Type", "application/xml")], body))
 
     return fault
 
@@ -140,7 +140,7 @@ def refused(code: str, message: str = "Access Denied", status: int = 403) -> Cal
 def test_a_refusal_names_its_cause_and_is_not_tried_again(
     uri: str, proxy: FaultProxy, tmp_path: Path, fault: Callable[..., None], cause: str
 ) -> None:
-    proxy.spoil("GET", WEIGHTS, fault, times=999)
+    proxy.inject("GET", WEIGHTS, fault, times=999)
     with pytest.raises(ModelUnavailable, match=cause) as caught:
         download(uri, tmp_path)
     assert "ListBucket" not in caught.value.message
@@ -150,7 +150,7 @@ def test_a_key_that_refuses_without_a_word_is_found_out(
     bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     uri = bucket.upload(model_dir, "m", ServerSideEncryption="aws:kms")
-    proxy.spoil("GET", WEIGHTS, refused("AccessDenied"), times=999)
+    proxy.inject("GET", WEIGHTS, refused("AccessDenied"), times=999)
     with pytest.raises(AccessDenied, match="kms:Decrypt"):
         download(uri, tmp_path)
 
@@ -158,12 +158,12 @@ def test_a_key_that_refuses_without_a_word_is_found_out(
 def test_a_bucket_whose_requesters_pay_is_found_out(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    def unless_paid(handler: Handler, answer: Answer) -> None:
+    def unless_paid(handler: Handler, response: Response) -> None:
         is_paid = handler.headers["x-amz-request-payer"] == "requester"
-        handler.send(answer) if is_paid else refused("AccessDenied")(handler, answer)
+        handler.send(response) if is_paid else refused("AccessDenied")(handler, response)
 
-    proxy.spoil("GET", "", unless_paid, times=999)
-    proxy.spoil("HEAD", "", unless_paid, times=999)
+    proxy.inject("GET", "", unless_paid, times=999)
+    proxy.inject("HEAD", "", unless_paid, times=999)
     with pytest.raises(AccessDenied, match="requester pays"):
         download(uri, tmp_path)
 
@@ -171,13 +171,13 @@ def test_a_bucket_whose_requesters_pay_is_found_out(
 def test_a_long_listing_is_not_read_to_its_end(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    def endless(handler: Handler, answer: Answer) -> None:
+    def endless(handler: Handler, response: Response) -> None:
         more = b"<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>"
-        body = answer.body.replace(b"<IsTruncated>false</IsTruncated>", more)
+        body = response.body.replace(b"<IsTruncated>false</IsTruncated>", more)
         assert more in body
-        handler.send(Answer(200, [("Content-Type", "application/xml")], body))
+        handler.send(Response(200, [("Content-Type", "application/xml")], body))
 
-    proxy.spoil("GET", "list-type=2", endless, times=999)
+    proxy.inject("GET", "list-type=2", endless, times=999)
     assert same_files(download(uri, tmp_path).path, model_dir)
     assert len([entry for entry in proxy.log if "list-type" in entry.path]) == 1
 
@@ -187,7 +187,7 @@ def test_a_listing_that_outlasts_the_deadline_is_told_as_such_and_ends(
 ) -> None:
     from time import monotonic
 
-    proxy.spoil("GET", "list-type=2", stall(0), times=999)
+    proxy.inject("GET", "list-type=2", stall(0), times=999)
     with pytest.raises(DownloadFailed, match=r"the deadline passed.*incomplete file list"):
         to_directory(uri, str(tmp_path), deadline=monotonic() + 0.7, show=Silent)
     assert len(proxy.log) <= 1
@@ -197,8 +197,8 @@ def test_heads_that_outlast_the_deadline_are_not_gone_on_with(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     store, state = s3.S3(uri), transfer.DownloadState()
-    proxy.spoil("GET", "list-type=2", status(403))
-    proxy.spoil("HEAD", "", first(state.stop))
+    proxy.inject("GET", "list-type=2", status(403))
+    proxy.inject("HEAD", "", after(state.stop))
     with pytest.raises(transfer.Stopped):
         store.find(["config.json", WEIGHTS], state)
     assert len([entry for entry in proxy.log if entry.method == "HEAD"]) == 1
@@ -217,11 +217,11 @@ def test_a_file_that_was_interrupted_goes_on_where_it_was(
             if state.total and state.received >= state.total - size % 10_000:
                 raise KeyboardInterrupt
 
-    def but_the_last(handler: Handler, answer: Answer) -> None:
+    def but_the_last(handler: Handler, response: Response) -> None:
         stalls = str(handler.headers["Range"]).startswith(last)
-        (stall(0) if stalls else pass_on)(handler, answer)
+        (stall(0) if stalls else forward)(handler, response)
 
-    proxy.spoil("GET", WEIGHTS, but_the_last, times=999)
+    proxy.inject("GET", WEIGHTS, but_the_last, times=999)
     with pytest.raises(KeyboardInterrupt):
         to_directory(uri, str(tmp_path), show=UntilTheLast)
     with FaultProxy(proxy.upstream) as second, pytest.MonkeyPatch.context() as patch:
@@ -229,13 +229,13 @@ def test_a_file_that_was_interrupted_goes_on_where_it_was(
         assert same_files(download(uri, tmp_path).path, model_dir)
         ranges = [bytes_of(entry.range) for entry in second.log if entry.range]
     assert 0 < sum(ranges) < size
-    assert left(tmp_path) == []
+    assert leftovers(tmp_path) == []
 
 
 def test_what_was_changed_on_the_disk_since_is_not_gone_on_with(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    proxy.spoil("GET", WEIGHTS, status(404))
+    proxy.inject("GET", WEIGHTS, status(404))
     with pytest.raises(ModelNotFound):
         download(uri, tmp_path)
     for path in (tmp_path / "incoming").glob("*/parts/*"):
