@@ -43,7 +43,7 @@ def test_a_message_stays_hidden_for_six_times_the_timeout(stack: Stack) -> None:
     assert stack.properties("Messages")["VisibilityTimeout"] >= TIMES_THE_TIMEOUT * timeout
 
 
-def test_the_queue_hears_of_each_message_that_failed(stack: Stack) -> None:
+def test_the_queue_uses_partial_batch_responses(stack: Stack) -> None:
     poll = stack.properties("Poll")
     assert poll["FunctionName"] == "<FunctionAliaslive>"
     assert poll["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
@@ -52,7 +52,7 @@ def test_the_queue_hears_of_each_message_that_failed(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("kind", ["standard", "fifo"])
-def test_what_cannot_be_done_is_kept(kind: str) -> None:
+def test_failed_work_goes_to_dead_letter_queues(kind: str) -> None:
     stack = batches(Queue=kind, StateMachine="no")
     messages, dead = stack.properties("Messages"), stack.properties("DeadLetters")
     assert messages["RedrivePolicy"]["deadLetterTargetArn"] == "<DeadLetters.Arn>"
@@ -67,7 +67,7 @@ def test_what_cannot_be_done_is_kept(kind: str) -> None:
     assert target["DeadLetterConfig"]["Arn"] == "<Failed.Arn>"
 
 
-def test_dead_letters_outlive_their_queue_by_days(stack: Stack) -> None:
+def test_dead_letters_are_kept_days_longer_than_messages(stack: Stack) -> None:
     messages, dead = stack.properties("Messages"), stack.properties("DeadLetters")
     # A message that waited to the end and failed then has the rest of these days.
     assert dead["MessageRetentionPeriod"] - messages["MessageRetentionPeriod"] >= 7 * DAY_S
@@ -75,7 +75,7 @@ def test_dead_letters_outlive_their_queue_by_days(stack: Stack) -> None:
     assert messages["MessageRetentionPeriod"] > 2 * tries
 
 
-def test_results_start_nothing(stack: Stack) -> None:
+def test_results_do_not_invoke_the_function(stack: Stack) -> None:
     pattern = stack.properties("NewFile")["EventPattern"]
     assert pattern["detail"]["bucket"]["name"] == ["<Prompts>"]
     variables = stack.properties("Function")["Environment"]["Variables"]
@@ -83,21 +83,21 @@ def test_results_start_nothing(stack: Stack) -> None:
     assert "NotificationConfiguration" not in stack.properties("Results")
 
 
-def test_only_files_that_the_function_reads_start_it(stack: Stack) -> None:
+def test_only_supported_files_invoke_the_function(stack: Stack) -> None:
     from handler.batch.file import S3_FILES
 
     pattern = stack.properties("NewFile")["EventPattern"]
     assert {rule["suffix"] for rule in pattern["detail"]["object"]["key"]} == set(S3_FILES)
 
 
-def test_nobody_reaches_the_function_from_outside(stack: Stack) -> None:
+def test_the_batch_function_is_not_public(stack: Stack) -> None:
     assert not stack.of_type("AWS::Lambda::Url")
     (permission,) = stack.of_type("AWS::Lambda::Permission").values()
     assert permission["Principal"] == "events.amazonaws.com"
     assert permission["SourceArn"] == "<NewFile.Arn>"
 
 
-def test_buckets_and_queues_are_encrypted_private_and_not_for_ever(stack: Stack) -> None:
+def test_buckets_and_queues_are_encrypted_private_and_expire_their_content(stack: Stack) -> None:
     buckets = stack.of_type("AWS::S3::Bucket")
     assert buckets.keys() == {"Prompts", "Results"}
     for bucket in buckets.values():
@@ -122,7 +122,7 @@ def test_buckets_and_queues_are_encrypted_private_and_not_for_ever(stack: Stack)
         ({"Files": "yes", "StateMachine": "yes"}, {"LargeFilesStack", "Prompts"}, {"Messages"}),
     ],
 )
-def test_every_part_has_its_switch(
+def test_every_part_can_be_disabled(
     switches: dict[str, str], made: set[str], not_made: set[str]
 ) -> None:
     resources = Stack(**switches).nested("BatchStack").resources.keys()
@@ -131,7 +131,7 @@ def test_every_part_has_its_switch(
     assert "BatchStack" not in Stack().resources
 
 
-def test_the_state_machine_has_a_name_that_is_short_enough_for_any_stack(stack: Stack) -> None:
+def test_the_name_of_the_state_machine_is_short_enough_for_any_stack(stack: Stack) -> None:
     machine = stack.nested("LargeFilesStack")
     name = machine.properties("Batches")["StateMachineName"]
     assert len(name) <= MAX_NAME
@@ -141,7 +141,7 @@ def test_the_state_machine_has_a_name_that_is_short_enough_for_any_stack(stack: 
     assert len(name.removeprefix("gpt2-")) == len("0c1b2a3f-7b61-11e6-9a41-93e8deadbeef")
 
 
-def test_the_state_machine_logs_what_fails_and_no_prompt(stack: Stack) -> None:
+def test_the_state_machine_logs_failures_without_prompts(stack: Stack) -> None:
     machine = stack.nested("LargeFilesStack")
     logging = machine.properties("Batches")["LoggingConfiguration"]
     (destination,) = logging["Destinations"]
@@ -150,7 +150,7 @@ def test_the_state_machine_logs_what_fails_and_no_prompt(stack: Stack) -> None:
     assert machine.properties("Logs")["LogGroupName"].startswith("/aws/vendedlogs/states/")
 
 
-def test_the_state_machine_waits_longer_for_lambda_than_an_invoke_lasts(
+def test_the_state_machines_timeout_is_longer_than_an_invoke(
     definition: dict[str, Any],
 ) -> None:
     busy, failed = definition["States"]["Prompts"]["ItemProcessor"]["States"]["Generate"]["Retry"]
@@ -165,7 +165,7 @@ def test_the_state_machine_waits_longer_for_lambda_than_an_invoke_lasts(
     assert sum(pauses) / 2 > LONGEST_INVOKE_S
 
 
-def test_the_state_machine_reads_lines_and_hands_over_batches(definition: dict[str, Any]) -> None:
+def test_the_state_machine_reads_lines_and_sends_batches(definition: dict[str, Any]) -> None:
     state = definition["States"]["Prompts"]
     assert state["ItemProcessor"]["ProcessorConfig"] == {
         "Mode": "DISTRIBUTED",
@@ -180,7 +180,7 @@ def test_the_state_machine_reads_lines_and_hands_over_batches(definition: dict[s
     assert task["Parameters"] == {"FunctionName": SETTINGS["FunctionArn"], "Payload.$": "$"}
 
 
-def test_a_file_that_was_replaced_fails_the_state_machine(definition: dict[str, Any]) -> None:
+def test_a_replaced_file_fails_the_state_machine(definition: dict[str, Any]) -> None:
     states = definition["States"]
     assert definition["StartAt"] == "Unchanged"
     assert (states["Unchanged"]["Next"], states["Prompts"]["Next"]) == ("Prompts", "StillUnchanged")
@@ -197,15 +197,13 @@ def test_a_file_that_was_replaced_fails_the_state_machine(definition: dict[str, 
         assert retry["MaxAttempts"] > 2
 
 
-def test_the_definition_gets_all_its_values_and_no_other(stack: Stack) -> None:
+def test_the_definition_gets_exactly_its_substitutions(stack: Stack) -> None:
     machine = stack.nested("LargeFilesStack").properties("Batches")
     assert machine["DefinitionSubstitutions"].keys() == SETTINGS.keys()
     assert stack.nested("LargeFilesStack").parameters["Name"] == machine["StateMachineName"]
 
 
-def test_the_definition_is_one_that_the_linter_knows(
-    definition: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_linter_accepts_the_definition(definition: dict[str, Any], tmp_path: Path) -> None:
     def lint(states: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         machine = {"RoleArn": "arn:aws:iam::123456789012:role/x", "Definition": states}
         resource = {"Type": "AWS::StepFunctions::StateMachine", "Properties": machine}

@@ -27,7 +27,7 @@ def _anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", WITH_LINKS, ids=lambda p: p.name)
-def test_every_relative_link_leads_to_a_file_and_a_heading(path: Path) -> None:
+def test_every_relative_link_has_an_existing_target(path: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
         if "://" in link:
             continue
@@ -115,7 +115,7 @@ def test_the_interfaces_of_the_architecture_are_those_of_the_code(
         assert re.search(rf"(?:def|class) {last}\b|\b{last}\b.*[:=]", sources), name
 
 
-def test_settings_md_has_every_variable_of_settings_py_and_no_other() -> None:
+def test_settings_md_lists_exactly_the_variables_of_settings_py() -> None:
     source = (ROOT / "handler" / "settings.py").read_text()
     read = set(re.findall(r'"(GPT2_[A-Z0-9_]+)"', source)) | {"HOST", "PORT"}
     assert set(re.findall(r"^\| `([A-Z0-9_]+)`", page("docs/settings.md"), re.MULTILINE)) == read
@@ -138,7 +138,7 @@ def _default(variable: str) -> str:
         ("GPT2_MAX_OBJECT_BYTES", "max_object_bytes"),
     ],
 )
-def test_settings_md_has_the_default_of_settings_py(variable: str, field: str) -> None:
+def test_settings_md_has_the_defaults_of_settings_py(variable: str, field: str) -> None:
     assert _default(variable) == str(getattr(Settings(), field))
 
 

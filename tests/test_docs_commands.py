@@ -53,14 +53,14 @@ def run(command: str) -> str:
     return done.stdout
 
 
-def test_there_are_commands_to_run() -> None:
+def test_the_docs_contain_commands() -> None:
     assert len(CURLS) >= 5
     assert len(PYTHONS) >= 5
 
 
 @needs_curl
 @pytest.mark.parametrize("command", CURLS)
-def test_a_curl_command_of_the_docs_succeeds_at_the_local_server(
+def test_curl_commands_in_the_docs_work_with_the_local_server(
     command: str, address: str
 ) -> None:
     assert "text" in run(command.replace(LOCAL, address))
@@ -81,7 +81,7 @@ def test_the_first_request_of_the_readme_has_the_reply_that_follows_it(address: 
 
 
 @pytest.mark.parametrize("command", PYTHONS)
-def test_a_python_command_of_the_docs_succeeds(command: str, tmp_path: Path) -> None:
+def test_python_commands_in_the_docs_work(command: str, tmp_path: Path) -> None:
     command = re.sub(r"/path/to/gpt2 \S+", f"models/demo {tmp_path}/packed", command)
     command = re.sub(r"\bDIR\b", "models/demo", command)
     if " verify " in command:  # there are published results of GPT-2, and none of the demo model

@@ -40,7 +40,7 @@ def entry(*command: str) -> tuple[str, ...]:
 
 @pytest.mark.skipif(RIE is None, reason="AWS's emulator is not installed: `make test` does")
 @pytest.mark.parametrize("runtime", [[], ["awslambdaric", "handler.app.lambda_handler"]])
-def test_every_event_is_answered_under_the_emulator(image: str, runtime: list[str]) -> None:
+def test_every_event_gets_its_reply_under_the_emulator(image: str, runtime: list[str]) -> None:
     command = ["python3", "-S", "bootstrap.py", *runtime]
     with container(image, *entry(), command=command) as function:
         replies = function.invoke(**{name: load_event(name) for name in NAMES})
@@ -49,14 +49,14 @@ def test_every_event_is_answered_under_the_emulator(image: str, runtime: list[st
         assert_answered(name, replies[name])
 
 
-def test_without_the_emulator_it_serves_the_invocations_path(image: str) -> None:
+def test_the_image_serves_the_invocations_path_without_the_emulator(image: str) -> None:
     with container(image) as function:
         first, second = (function.invoke(event=PROMPT)["event"] for _ in range(2))
     assert (first["cold_start"], second["cold_start"]) == (True, False)
     assert first["generated_text"] == second["generated_text"]
 
 
-def test_it_answers_from_outside_at_a_published_port(image: str) -> None:
+def test_the_image_serves_a_published_port(image: str) -> None:
     published = ("-p", "127.0.0.1::8080")
     with container(image, *published, command=["serve"], network="bridge") as server:
         address = docker("port", server.name, "8080").splitlines()[0]
@@ -67,21 +67,21 @@ def test_it_answers_from_outside_at_a_published_port(image: str) -> None:
         assert post(f"http://{address}{path}", PROMPT)["generated_text"]
 
 
-def test_it_is_not_root_and_can_write_nowhere_but_in_tmp(image: str) -> None:
+def test_the_image_runs_without_root_and_writes_only_to_tmp(image: str) -> None:
     with container(image) as function:
         assert docker("exec", function.name, "id", "-u") == "65534"
         writable = "test -w /tmp && ! test -w / && ! test -w /var/task && ! test -w /mnt/gpt2"
         docker("exec", function.name, "sh", "-c", writable)
 
 
-def test_sigterm_stops_it(image: str) -> None:
+def test_sigterm_stops_the_container(image: str) -> None:
     with container(image) as function:
         docker("stop", "-t", "60", function.name)
         state = json.loads(docker("inspect", function.name))[0]["State"]
     assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
 
 
-def test_killed_and_started_again_it_answers_the_same(image: str) -> None:
+def test_a_restarted_container_gives_the_same_reply(image: str) -> None:
     with container(image) as function:
         first = function.invoke(event=PROMPT)["event"]
         docker("kill", function.name)
@@ -92,14 +92,14 @@ def test_killed_and_started_again_it_answers_the_same(image: str) -> None:
     assert again["generated_text"] == first["generated_text"]
 
 
-def test_a_volume_that_is_mounted_read_only_is_the_model(image: str, packed: Path) -> None:
+def test_a_read_only_volume_is_used(image: str, packed: Path) -> None:
     with container(image, "-v", f"{packed}:/mnt/gpt2:ro") as function:
         reply = function.invoke(event=PROMPT)["event"]
     assert reply["model_source"] == "volume"
     assert reply["generated_text"]
 
 
-def test_a_baked_model_is_found_where_a_volume_would_be(clone: Path, packed: Path) -> None:
+def test_a_model_in_the_image_is_used(clone: Path, packed: Path) -> None:
     shutil.copytree(packed, clone / "models" / "baked")
     name = f"{IMAGE}-baked"
     try:
@@ -118,7 +118,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16", "int8"])
-def test_the_124m_shape_answers_within_1024_megabytes(
+def test_the_124m_shape_runs_within_1024_megabytes(
     image: str, published: Path, tmp_path: Path, precision: str
 ) -> None:
     if not (published / "tokenizer.json").exists():
@@ -152,7 +152,7 @@ ENTRYPOINT ["/lambda-entrypoint.sh"]
 """
 
 
-def test_a_base_laid_out_as_awss_serves_as_well(image: str, clone: Path, tmp_path: Path) -> None:
+def test_a_base_with_the_layout_of_aws_works(image: str, clone: Path, tmp_path: Path) -> None:
     base, name = f"{IMAGE}-base-as-awss", f"{IMAGE}-on-base-as-awss"
     labels = json.loads(docker("image", "inspect", "-f", "{{json .Config.Labels}}", image))
     below = labels["org.opencontainers.image.base.name"]
@@ -176,7 +176,7 @@ def test_the_same_input_gives_the_same_layers(image: str, clone: Path) -> None:
     assert layers[0] == layers[1]
 
 
-def test_all_bytecode_is_there_and_is_not_checked_against_its_source(image: str) -> None:
+def test_all_modules_are_compiled_to_unchecked_bytecode(image: str) -> None:
     # PEP 552: the second word of a .pyc is 1 for a hash that is not checked.
     code = (
         "import pathlib, importlib.util, handler.app\n"
@@ -188,7 +188,7 @@ def test_all_bytecode_is_there_and_is_not_checked_against_its_source(image: str)
     docker("run", "--rm", "--entrypoint", "python3", image, "-S", "-c", code)
 
 
-def test_what_was_removed_is_gone_and_the_clients_that_are_needed_work(image: str) -> None:
+def test_unused_files_are_removed_and_the_needed_clients_work(image: str) -> None:
     code = (
         "import pathlib, boto3, sys\n"
         "for name in sys.argv[1:]:\n"
@@ -228,9 +228,7 @@ json.dump({"found": found, "failed": failed}, out)
 """
 
 
-def test_every_module_of_the_dependencies_that_could_be_imported_still_can(
-    image: str, clone: Path
-) -> None:
+def test_every_module_of_the_dependencies_can_still_be_imported(image: str, clone: Path) -> None:
     whole = f"{IMAGE}-dependencies"
     place = "/out/dependencies/var/task"
     walk = ("-S", "-c", _IMPORT_ALL)
@@ -246,12 +244,12 @@ def test_every_module_of_the_dependencies_that_could_be_imported_still_can(
     assert cannot <= could_not
 
 
-def test_no_compiler_is_left(image: str) -> None:
+def test_the_image_has_no_compiler(image: str) -> None:
     looked_for = "for name in cc gcc as ld; do ! command -v $name || exit 1; done"
     docker("run", "--rm", "--entrypoint", "sh", image, "-c", looked_for)
 
 
-def test_every_module_of_ours_can_be_imported(image: str) -> None:
+def test_every_module_of_the_project_can_be_imported(image: str) -> None:
     code = (
         "import pkgutil, importlib, handler, gpt2core\n"
         "for package in (handler, gpt2core):\n"

@@ -39,7 +39,7 @@ def image(clone: Path) -> Iterator[str]:
         subprocess.run(["docker", "rmi", "-f", IMAGE], capture_output=True, check=False)
 
 
-def test_it_answers_what_this_machine_answers(image: str) -> None:
+def test_arm64_replies_like_this_machine(image: str) -> None:
     run = ("run", "--rm", "--platform=linux/arm64", "--network=none", "--read-only")
     there = json.loads(docker(*run, image, "invoke", EVENT))
     command = [sys.executable, "-m", "handler", "invoke", EVENT]
@@ -47,12 +47,12 @@ def test_it_answers_what_this_machine_answers(image: str) -> None:
     assert there["generated_text"] == json.loads(done.stdout)["generated_text"]
 
 
-def test_everything_that_is_compiled_is_for_arm64(image: str) -> None:
+def test_all_binaries_are_for_arm64(image: str) -> None:
     run = ("run", "--rm", "--platform=linux/arm64", "--network=none", "--entrypoint", "python3")
     assert docker(*run, image, "-S", "-c", _MACHINES) == "183"
 
 
-def test_it_answers_under_the_emulator(image: str) -> None:
+def test_arm64_runs_under_the_emulator(image: str) -> None:
     rie = emulator_path("arm64")
     if rie is None:
         pytest.skip("AWS's emulator is not installed: `make test` does")
@@ -63,7 +63,7 @@ def test_it_answers_under_the_emulator(image: str) -> None:
         assert function.invoke(event=event)["event"]["usage"]["completion_tokens"] == 2
 
 
-def test_sam_build_ends_with_images_for_arm64(image: str, clone: Path, tmp_path: Path) -> None:
+def test_sam_build_makes_arm64_images(image: str, clone: Path, tmp_path: Path) -> None:
     options = ("--config-env", "arm64")
     assert f"sam build {' '.join(options)}" in (ROOT / "docs" / "deploy.md").read_text()
     for built in sam_build(clone, tmp_path / "built", "arm64", *options):
@@ -72,7 +72,7 @@ def test_sam_build_ends_with_images_for_arm64(image: str, clone: Path, tmp_path:
         assert json.loads(docker(*run, built, "invoke", EVENT))["generated_text"]
 
 
-def test_its_code_is_the_same_layer_as_on_another_machine(image: str, clone: Path) -> None:
+def test_the_code_layer_is_the_same_for_both_architectures(image: str, clone: Path) -> None:
     name = f"{IMAGE}-not"
     try:
         build(name, clone)

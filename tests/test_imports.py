@@ -14,13 +14,13 @@ HEAVY = (*NEVER_ON_THE_WAY, "numpy", "tokenizers", "http.client", "asyncio", "da
          "inspect", "logging", "pathlib", "pydantic", "safetensors", "email")  # fmt: skip
 
 
-def test_importing_the_handler_loads_nothing_heavy() -> None:
+def test_importing_the_handler_loads_no_heavy_module() -> None:
     loaded = modules_after("import handler.app")
     assert "handler.app" in loaded
     assert loaded.isdisjoint(HEAVY)
 
 
-def test_importing_the_core_loads_nothing_heavy() -> None:
+def test_importing_the_core_loads_no_heavy_module() -> None:
     loaded = modules_after("import gpt2core\nfrom gpt2core import GPT2Error")
     assert loaded.isdisjoint(HEAVY)
 
@@ -45,7 +45,7 @@ def test_a_cold_invoke_from_a_directory_loads_no_client_and_no_tls(model_dir: Pa
     assert loaded.isdisjoint(NEVER_ON_THE_WAY)
 
 
-def test_health_and_bad_input_are_answered_without_numpy() -> None:
+def test_health_checks_and_invalid_input_do_not_import_numpy() -> None:
     loaded = modules_after(
         "from handler.app import lambda_handler\n"
         "event = json.load(open('events/url-health.json'))\n"
@@ -67,7 +67,7 @@ def test_health_and_bad_input_are_answered_without_numpy() -> None:
         ("batch-step-functions", {"source", "step_functions"}),
     ],
 )
-def test_an_event_imports_the_one_source_that_it_needs(name: str, needed: set[str]) -> None:
+def test_an_event_imports_only_its_source(name: str, needed: set[str]) -> None:
     loaded = modules_after(
         "from handler.settings import Settings\n"
         "from handler.sources import source_of\n"
@@ -79,7 +79,7 @@ def test_an_event_imports_the_one_source_that_it_needs(name: str, needed: set[st
     )
 
 
-def test_the_core_knows_neither_handler_nor_environment() -> None:
+def test_the_core_does_not_use_the_handler_or_the_environment() -> None:
     for path in (ROOT / "gpt2core").rglob("*.py"):
         source = path.read_text()
         assert "import handler" not in source, path
@@ -110,7 +110,7 @@ def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
     assert "numpy" in loaded
 
 
-def test_a_bad_setting_is_an_error_at_import_that_names_it() -> None:
+def test_an_invalid_setting_fails_the_import_and_is_named() -> None:
     result = subprocess.run(
         [sys.executable, "-c", "import handler.app"],
         capture_output=True,
@@ -124,7 +124,7 @@ def test_a_bad_setting_is_an_error_at_import_that_names_it() -> None:
     assert last.endswith("SettingsError: GPT2_PRELOAD is 'yes'; accepted: lazy or init")
 
 
-def test_a_cold_invoke_of_a_packed_model_imports_numpys_core_and_no_tokenizers(
+def test_a_cold_invoke_of_a_packed_model_imports_only_the_core_of_numpy(
     model_dir: Path, tmp_path: Path
 ) -> None:
     from gpt2core.pack import pack
@@ -148,6 +148,6 @@ def test_a_cold_invoke_of_a_packed_model_imports_numpys_core_and_no_tokenizers(
     )
 
 
-def test_importing_the_core_leaves_numpy_as_it_is() -> None:
+def test_importing_the_core_does_not_change_numpy() -> None:
     loaded = modules_after("from gpt2core import Engine\nimport numpy\nassert numpy.array.__doc__")
     assert "numpy" in loaded

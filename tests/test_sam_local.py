@@ -52,7 +52,7 @@ def environ(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "SAM_CLI_TELEMETRY": "0", "HOME": home}
 
 
-def test_sam_build_ends_with_an_image_that_answers(image: str, clone: Path, tmp_path: Path) -> None:
+def test_sam_build_makes_a_working_image(image: str, clone: Path, tmp_path: Path) -> None:
     arch = docker("inspect", "-f", "{{.Architecture}}", image)
     options = [] if arch == "amd64" else ["--config-env", arch]
     for built in sam_build(clone, tmp_path / "built", arch, *options):
@@ -62,7 +62,7 @@ def test_sam_build_ends_with_an_image_that_answers(image: str, clone: Path, tmp_
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_event_is_answered_by_sam_local_invoke(
+def test_sam_local_invoke_replies_to_every_event(
     template: Path, environ: dict[str, str], name: str
 ) -> None:
     command = sam(template, "invoke", "Function", "-e", str(ROOT / "events" / f"{name}.json"))
@@ -71,7 +71,7 @@ def test_every_event_is_answered_by_sam_local_invoke(
     assert_answered(name, json.loads(done.stdout))
 
 
-def test_a_directory_of_this_machine_serves_as_the_volume(
+def test_sam_local_mounts_a_local_directory_as_the_volume(
     template: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
     # SAM mounts nothing into an image but what it takes for a debugger: see docs/image.md.
@@ -89,7 +89,9 @@ def test_a_directory_of_this_machine_serves_as_the_volume(
     assert json.loads(done.stdout)["model_source"] == "volume"
 
 
-def test_start_api_answers_http(template: Path, environ: dict[str, str], tmp_path: Path) -> None:
+def test_sam_local_start_api_serves_http(
+    template: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
     (port,) = free_ports(1)
     with (tmp_path / "log").open("wb") as log:
         command = sam(template, "start-api", "--port", str(port))

@@ -38,12 +38,12 @@ def bill(image: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]
     return found
 
 
-def test_it_is_cyclonedx_about_this_version(bill: dict[str, Any]) -> None:
+def test_the_sbom_is_cyclonedx_for_this_version(bill: dict[str, Any]) -> None:
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     assert bill["metadata"]["component"]["version"] == __version__
 
 
-def test_it_has_all_that_the_lock_puts_into_the_image(bill: dict[str, Any]) -> None:
+def test_the_sbom_has_all_packages_of_the_lock(bill: dict[str, Any]) -> None:
     lock = (ROOT / "requirements" / "image.txt").read_text()
     locked = dict(re.findall(r"^([a-z][\w-]*)==(\S+) \\$", lock, re.MULTILINE))  # no marker
     listed = {c["purl"] for c in bill["components"] if "purl" in c}
@@ -51,14 +51,14 @@ def test_it_has_all_that_the_lock_puts_into_the_image(bill: dict[str, Any]) -> N
     assert {f"pkg:pypi/{name}@{version}" for name, version in locked.items()} <= listed
 
 
-def test_it_has_what_lies_within_wheels_and_what_the_base_brings(bill: dict[str, Any]) -> None:
+def test_the_sbom_has_parts_of_wheels_and_packages_of_the_base(bill: dict[str, Any]) -> None:
     by_name = {c["name"]: c for c in bill["components"]}
     assert any("openblas" in name for name, c in by_name.items() if c["type"] == "file")
     assert "pyo3" in {part["name"] for part in by_name["tokenizers"]["components"]}
     assert any(c.get("purl", "").startswith("pkg:deb/debian/libc6@") for c in by_name.values())
 
 
-def test_it_says_who_needs_whom(bill: dict[str, Any]) -> None:
+def test_the_sbom_has_dependencies(bill: dict[str, Any]) -> None:
     needs = {d["ref"].partition("@")[0]: d.get("dependsOn", []) for d in bill["dependencies"]}
     assert any(n.startswith("pkg:pypi/botocore@") for n in needs["pkg:pypi/boto3"])
 

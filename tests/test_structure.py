@@ -60,11 +60,11 @@ def circle_in(graph: dict[str, set[str]]) -> list[str]:
     return next((found for name in graph if (found := visit(name, []))), [])
 
 
-def test_imports_form_no_circle() -> None:
+def test_there_are_no_circular_imports() -> None:
     assert circle_in({name_of(path): imports_of(path) for path in files()}) == []
 
 
-def test_a_circle_would_be_found() -> None:
+def test_circular_imports_are_detected() -> None:
     assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
@@ -84,21 +84,21 @@ def test_a_circle_would_be_found() -> None:
         ("handler.runtime.loop", ("handler.app", "handler.server", "handler.sources")),
     ],
 )
-def test_what_a_part_may_not_know(part: str, never: tuple[str, ...]) -> None:
+def test_parts_do_not_import_forbidden_modules(part: str, never: tuple[str, ...]) -> None:
     for path in files():
         if f"{name_of(path)}.".startswith(f"{part}."):
             for other in imports_of(path):
                 assert not f"{other}.".startswith(tuple(f"{n}." for n in never)), (path, other)
 
 
-def test_no_test_file_is_imported_by_another() -> None:
+def test_test_files_do_not_import_each_other() -> None:
     for path in (ROOT / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             module = node.module if isinstance(node, ast.ImportFrom) else ""
             assert ".test_" not in f"{module}", (path, module)
 
 
-def test_every_file_of_a_source_or_dialect_has_its_line() -> None:
+def test_every_source_and_dialect_module_is_registered() -> None:
     folder = ROOT / "handler" / "sources"
     shared = {"__init__", "source", "body", "direct"}  # direct is asked last, without a key
     assert {p.stem for p in folder.glob("*.py")} - shared == {m for _, m in sources._MODULES}

@@ -59,7 +59,7 @@ def test_sam_finds_the_template_valid(tmp_path: Path, name: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_cfn_lint_finds_nothing() -> None:
+def test_cfn_lint_accepts_the_templates() -> None:
     paths = [ROOT / name for name in TEMPLATES]
     lint = [SAM.with_name("cfn-lint"), "-r", "eu-central-1", "--", *paths]
     done = subprocess.run(lint, capture_output=True, text=True, check=False)
@@ -67,11 +67,11 @@ def test_cfn_lint_finds_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES, "templates/batches.asl.yaml"])
-def test_a_template_is_read_in_one_sitting(name: str) -> None:
+def test_templates_are_short(name: str) -> None:
     assert len((ROOT / name).read_text().splitlines()) <= MAX_LINES
 
 
-def test_every_nested_stack_gets_all_its_parameters_and_no_other() -> None:
+def test_every_nested_stack_gets_exactly_its_parameters() -> None:
     stack = Stack(Queue="standard", Files="yes", StateMachine="yes", RestApi="stream",
                   Volume="EFS", **NETWORK)  # fmt: skip
     seen = {stack.path}
@@ -103,7 +103,7 @@ SWITCHED = {
 }
 
 
-def test_every_output_belongs_to_its_part_and_has_a_value() -> None:
+def test_every_output_has_its_condition_and_a_value() -> None:
     outputs = Stack().template["Outputs"]
     switched = {name for name, output in outputs.items() if "Condition" in output}
     assert switched == SWITCHED.keys()
@@ -116,7 +116,7 @@ def test_every_output_belongs_to_its_part_and_has_a_value() -> None:
         assert str(stack.output(name)).strip("<>"), name
 
 
-def test_the_guide_names_the_outputs_that_its_commands_use() -> None:
+def test_the_guide_lists_the_outputs_that_its_commands_use() -> None:
     guide = (ROOT / "docs" / "deploy.md").read_text()
     outputs = {name.upper(): name for name in Stack().template["Outputs"]}
     used = {name.replace("_", "") for name in re.findall(r"\"\$\{?([A-Z_]+)", guide)}
@@ -125,7 +125,7 @@ def test_the_guide_names_the_outputs_that_its_commands_use() -> None:
     assert {"QUEUEARN", "POPULATEFUNCTION"} <= used
 
 
-def test_without_parameters_it_fits_a_new_account() -> None:
+def test_the_defaults_work_in_a_new_account() -> None:
     stack = Stack(Queue="standard", Files="yes", StateMachine="yes")
     assert not stack.problems()
     functions = [r["Properties"] for _, r in stack.all_resources()
@@ -137,7 +137,7 @@ def test_without_parameters_it_fits_a_new_account() -> None:
     assert 2 * int(stack.parameters["MaximumConcurrency"]) <= 10
 
 
-def test_concurrency_is_reserved_for_each_function_by_itself() -> None:
+def test_each_function_has_its_own_reserved_concurrency() -> None:
     stack = Stack(Queue="standard", ReservedConcurrency=3, BatchReservedConcurrency=0)
     assert stack.properties("Function")["ReservedConcurrentExecutions"] == "3"
     batch = stack.nested("BatchStack").properties("Function")
@@ -168,7 +168,7 @@ def test_concurrency_is_reserved_for_each_function_by_itself() -> None:
         ({"Model": "../secrets"}, "Model"),
     ],
 )
-def test_parameters_that_do_not_work_fail_before_deployment(
+def test_invalid_parameter_combinations_fail_before_deployment(
     parameters: dict[str, Any], problem: str
 ) -> None:
     assert [found for found in Stack(**parameters).problems() if problem in found]
@@ -185,11 +185,11 @@ def test_parameters_that_do_not_work_fail_before_deployment(
         {"ModelUri": "hf://openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e"},
     ],
 )
-def test_parameters_that_work_are_accepted(parameters: dict[str, Any]) -> None:
+def test_valid_parameter_combinations_are_accepted(parameters: dict[str, Any]) -> None:
     assert Stack(**parameters).problems() == []
 
 
-def test_the_api_is_closed_to_requests_that_are_not_signed() -> None:
+def test_the_api_rejects_unsigned_requests() -> None:
     paths = Stack().properties("Api")["Body"]["paths"]
     assert paths.keys() == {"/", "/{proxy+}"}
     for path in paths.values():
@@ -197,7 +197,7 @@ def test_the_api_is_closed_to_requests_that_are_not_signed() -> None:
         assert operation["security"] == [{"AWS_IAM": []}]
 
 
-def test_the_api_hands_every_route_and_method_to_the_function() -> None:
+def test_the_api_passes_every_route_and_method_to_the_function() -> None:
     paths = Stack().properties("Api")["Body"]["paths"]
     for path in paths.values():
         assert path.keys() == {"x-amazon-apigateway-any-method"}
@@ -208,7 +208,7 @@ def test_the_api_is_throttled() -> None:
     assert stage["DefaultRouteSettings"]["ThrottlingRateLimit"] <= 100
 
 
-def test_the_access_log_names_the_caller_and_what_went_wrong_but_nothing_that_was_sent() -> None:
+def test_the_access_log_has_caller_and_error_but_no_request_data() -> None:
     stage = Stack().properties("ApiApiGatewayDefaultStage")
     fields = json.loads(stage["AccessLogSettings"]["Format"])
     assert fields["caller"] == "$context.identity.userArn"
@@ -216,12 +216,12 @@ def test_the_access_log_names_the_caller_and_what_went_wrong_but_nothing_that_wa
     assert not {"$context.path", "$context.identity.userAgent"} & set(fields.values())
 
 
-def test_logs_that_aws_delivers_do_not_fill_the_accounts_policy() -> None:
+def test_vended_logs_do_not_grow_the_accounts_resource_policy() -> None:
     group = Stack().properties("AccessLogGroup")["LogGroupName"]
     assert group == "/aws/vendedlogs/apis/gpt2"
 
 
-def test_the_function_ends_before_the_api_gives_up() -> None:
+def test_the_functions_timeout_is_shorter_than_the_apis() -> None:
     assert int(Stack().parameters["Timeout"]) < 30
 
 
@@ -234,7 +234,7 @@ def test_the_function_ends_before_the_api_gives_up() -> None:
         ("public-stream", "NONE", "RESPONSE_STREAM"),
     ],
 )
-def test_the_function_url_is_as_open_as_asked_for(access: str, auth: str, mode: str) -> None:
+def test_the_function_url_has_the_requested_access(access: str, auth: str, mode: str) -> None:
     stack = Stack(**PUBLIC | {"UrlAccess": access})
     assert stack.properties("FunctionUrl") == {
         "TargetFunctionArn": "<FunctionAliaslive>",
@@ -284,17 +284,17 @@ def test_the_rest_api_streams_to_signed_requests() -> None:
         ({**PUBLIC, "UrlAccess": "public-stream", "RestApi": "stream"}, "url,rest"),
     ],
 )
-def test_the_function_hears_which_doors_stream(
+def test_the_function_is_configured_for_the_endpoints_that_stream(
     parameters: dict[str, Any], doors: str | None
 ) -> None:
     assert environment(Stack(**parameters)).get("GPT2_STREAM") == doors
 
 
-def test_without_parameters_the_demo_answers() -> None:
+def test_the_demo_model_is_the_default() -> None:
     assert environment(Stack()) == {"GPT2_PRELOAD": "lazy"}
 
 
-def test_a_model_in_the_image_is_built_into_it_and_named() -> None:
+def test_a_model_in_the_image_is_configured() -> None:
     stack = Stack(Model="models/mine", Queue="standard", SnapStart="PublishedVersions")
     assert not stack.problems()
     for deployed in (stack, stack.nested("BatchStack")):
@@ -334,7 +334,7 @@ def test_the_guides_commands_build_each_image_for_its_architecture_with_its_mode
         assert (build["dockerfile"], build["target"]) == ("Dockerfile", "function")
 
 
-def test_samconfig_says_the_architecture_once_for_build_and_deploy() -> None:
+def test_samconfig_has_one_architecture_for_build_and_deploy() -> None:
     import tomllib
 
     config = tomllib.loads((ROOT / "samconfig.toml").read_text())
@@ -345,7 +345,7 @@ def test_samconfig_says_the_architecture_once_for_build_and_deploy() -> None:
             assert "parameter_overrides" not in config[name].get(command, {}).get("parameters", {})
 
 
-def test_the_guide_names_every_parameter_and_no_other() -> None:
+def test_the_guide_lists_exactly_the_parameters() -> None:
     guide = (ROOT / "docs" / "deploy.md").read_text()
     parameters = Stack().parameters.keys()
     set_there = set(re.findall(r"\b([A-Z][a-z][A-Za-z0-9]+)=", guide))
@@ -354,7 +354,7 @@ def test_the_guide_names_every_parameter_and_no_other() -> None:
     assert missing == set()
 
 
-def test_what_the_dockerfile_copies_is_let_through_by_dockerignore() -> None:
+def test_dockerignore_includes_what_the_dockerfile_copies() -> None:
     copied = [
         line.split()[1].replace("${MODEL}", "models/none")
         for line in (ROOT / "Dockerfile").read_text().splitlines()
@@ -368,7 +368,7 @@ def test_what_the_dockerfile_copies_is_let_through_by_dockerignore() -> None:
         assert (ROOT / source).exists()
 
 
-def test_every_setting_of_the_functions_is_one_that_they_read() -> None:
+def test_every_environment_variable_is_a_known_setting() -> None:
     stack = Stack(**PUBLIC, RestApi="stream", HfToken="hf_0123456789", ModelUri="hf://a/b",
                   ModelSha256=64 * "a", BasePath="/gpt2", MaxPromptTokens="1", MaxNewTokens="1",
                   Files="yes", StateMachine="yes", Volume="EFS", **NETWORK)  # fmt: skip
@@ -383,7 +383,7 @@ def test_every_setting_of_the_functions_is_one_that_they_read() -> None:
     assert {"GPT2_MODEL_DIR", "GPT2_MODEL_URI", "GPT2_STATE_MACHINE", "HF_TOKEN"} <= named
 
 
-def test_secrets_are_not_shown() -> None:
+def test_secrets_are_hidden() -> None:
     for parameter in ("ApiKey", "HfToken"):
         assert Stack().template["Parameters"][parameter]["NoEcho"] is True
     for name in ("BatchStack", "PopulateStack"):
@@ -391,7 +391,7 @@ def test_secrets_are_not_shown() -> None:
         assert nested.template["Parameters"]["HfToken"]["NoEcho"] is True
 
 
-def test_the_volume_is_filled_by_a_function_with_time_for_it() -> None:
+def test_the_function_that_fills_the_volume_has_enough_time() -> None:
     stack = Stack(Volume="EFS", ModelUri="hf://a/b", HfToken="hf_0123456789", **NETWORK)
     populate = stack.nested("PopulateStack")
     function = populate.properties("Function")
@@ -406,7 +406,7 @@ def test_the_volume_is_filled_by_a_function_with_time_for_it() -> None:
     assert function["VpcConfig"] == stack.properties("Function")["VpcConfig"]
 
 
-def test_both_kinds_of_volume_are_encrypted_and_used_as_an_ordinary_user(
+def test_volumes_are_encrypted_and_accessed_without_root(
     volume: dict[str, Any],
 ) -> None:
     assert volume["FileSystem"]["Properties"]["Encrypted"] is True
@@ -418,7 +418,7 @@ def test_both_kinds_of_volume_are_encrypted_and_used_as_an_ordinary_user(
         assert int(volume[name]["Properties"]["PosixUser"]["Uid"]) > 0
 
 
-def test_only_the_function_reaches_the_volume_and_nothing_the_function(
+def test_only_the_function_can_reach_the_volume(
     volume: dict[str, Any],
 ) -> None:
     (ingress,) = volume["VolumeSecurityGroup"]["Properties"]["SecurityGroupIngress"]
@@ -431,7 +431,7 @@ def test_only_the_function_reaches_the_volume_and_nothing_the_function(
         assert target["Properties"]["SecurityGroups"] == ["<VolumeSecurityGroup>"]
 
 
-def test_what_belongs_to_one_kind_of_volume_is_not_made_for_the_other() -> None:
+def test_each_kind_of_volume_creates_only_its_own_resources() -> None:
     def made(kind: str) -> set[str]:
         resources = Stack(Volume=kind, **NETWORK).nested("VolumeStack").resources.values()
         return {r["Type"].split("::")[1] for r in resources}
@@ -440,14 +440,14 @@ def test_what_belongs_to_one_kind_of_volume_is_not_made_for_the_other() -> None:
     assert made("S3Files") == {"EC2", "S3", "S3Files", "IAM"}
 
 
-def test_the_bucket_is_private_versioned_and_outlives_its_stack(volume: dict[str, Any]) -> None:
+def test_the_bucket_is_private_versioned_and_retained(volume: dict[str, Any]) -> None:
     bucket = volume["Bucket"]
     assert all(bucket["Properties"]["PublicAccessBlockConfiguration"].values())
     assert bucket["Properties"]["VersioningConfiguration"]["Status"] == "Enabled"
     assert bucket["UpdateReplacePolicy"] == "Retain"
 
 
-def test_all_logs_end() -> None:
+def test_all_log_groups_have_a_retention() -> None:
     stack = Stack(Files="yes", StateMachine="yes", LogRetentionInDays=7)
     groups = [r["Properties"] for _, r in stack.all_resources()
               if r["Type"] == "AWS::Logs::LogGroup"]  # fmt: skip

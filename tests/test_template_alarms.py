@@ -61,7 +61,7 @@ def every(seconds: float, count: int, value: float = 1.0) -> dict[float, float]:
     return {seconds * (n + 1): value for n in range(count)}
 
 
-def test_every_alarm_is_tried_here() -> None:
+def test_every_alarm_is_tested_here() -> None:
     assert answering().keys() == {"Crashes", "FailedRequests", "Throttles", "UrlErrors"}
     assert doors().keys() == {*DOORS}
     assert batches().keys() == {
@@ -70,7 +70,7 @@ def test_every_alarm_is_tried_here() -> None:
     }  # fmt: skip
 
 
-def test_somebody_is_told_and_each_part_has_its_alarms() -> None:
+def test_alarms_notify_the_topic_and_exist_for_each_part() -> None:
     for name, resource in everything().all_resources():
         if resource["Type"] == "AWS::CloudWatch::Alarm":
             assert resource["Properties"]["AlarmActions"] == [
@@ -83,7 +83,7 @@ def test_somebody_is_told_and_each_part_has_its_alarms() -> None:
     assert not {"DeadLetters", "OldMessages", "FailedExecutions"} & without.keys()
 
 
-def test_the_functions_own_metrics_are_those_that_it_writes(
+def test_alarms_use_the_metrics_that_the_function_writes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Context:
@@ -117,13 +117,13 @@ def test_two_stacks_do_not_share_a_metric() -> None:
 
 
 @pytest.mark.parametrize("timeout", [29.0, INVOKE])
-def test_crashes_fire_whenever_their_invokes_end(timeout: float) -> None:
+def test_crashes_fire_at_any_time(timeout: float) -> None:
     alarm = answering()["Crashes"]
     assert alarm.fires(points(alarm, every(MINUTE, 3), late=timeout + MINUTE), HOUR)
     assert not alarm.fires(points(alarm, {MINUTE: 1}, late=timeout + MINUTE), HOUR)
 
 
-def test_a_model_that_cannot_be_had_fires_within_a_canarys_ten_minutes() -> None:
+def test_an_unavailable_model_fires_within_ten_minutes() -> None:
     alarm = answering()["FailedRequests"]
     # The canary's share of the requests is not the same in every minute.
     canary = outcome(alarm, every(MINUTE, 10, 100.0), every(MINUTE, 10, 7.0))
@@ -132,7 +132,7 @@ def test_a_model_that_cannot_be_had_fires_within_a_canarys_ten_minutes() -> None
     assert alarm.fires(lonely, 10 * MINUTE)
 
 
-def test_a_few_bad_requests_among_many_do_not_fire() -> None:
+def test_a_few_invalid_requests_do_not_fire() -> None:
     alarm = answering()["FailedRequests"]
     assert not alarm.fires(outcome(alarm, every(MINUTE, 60, 100.0), every(MINUTE, 60, 3.0)), HOUR)
     assert not alarm.fires(outcome(alarm, every(MINUTE, 60, 0.0), {}), HOUR)
@@ -141,14 +141,14 @@ def test_a_few_bad_requests_among_many_do_not_fire() -> None:
 
 
 @pytest.mark.parametrize("name", ["Throttles", "UrlErrors", *DOORS])
-def test_what_callers_are_rejected_fires_when_it_goes_on(name: str) -> None:
+def test_persistent_rejections_fire(name: str) -> None:
     alarm = (doors() if name in DOORS else answering())[name]
     assert alarm.fires(points(alarm, every(MINUTE, 3)), 5 * MINUTE)
     assert not alarm.fires(points(alarm, {MINUTE: 50}), HOUR)
     assert not alarm.fires(points(alarm, every(MINUTE, 60, 0.0)), 2 * HOUR)
 
 
-def test_what_the_api_throttles_is_counted_from_its_log() -> None:
+def test_throttled_api_requests_are_counted_from_the_access_log() -> None:
     counted = everything().nested("ApiAlarmStack").properties("ThrottledRequests")
     (transformation,) = counted["MetricTransformations"]
     ((name, value),) = [(d["Key"], d["Value"]) for d in transformation["Dimensions"]]
@@ -164,19 +164,19 @@ def test_what_the_api_throttles_is_counted_from_its_log() -> None:
     assert fields["status"] == "$context.status"
 
 
-def test_batches_that_time_out_fire_although_they_are_counted_late() -> None:
+def test_timeouts_of_batches_fire_although_metrics_are_late() -> None:
     alarm = batches()["Crashes"]
     at_once = dict.fromkeys([MINUTE, 90.0, 100.0, 110.0, 120.0], 1.0)
     assert alarm.fires(points(alarm, at_once, late=INVOKE + MINUTE), HOUR)
     assert alarm.fires(points(alarm, every(MINUTE, 5)), HOUR)
 
 
-def test_a_large_file_that_needs_all_its_tries_does_not_fire() -> None:
+def test_a_large_file_that_needs_all_retries_does_not_fire() -> None:
     alarm = batches()["Crashes"]
     assert not alarm.fires(points(alarm, every(INVOKE, 3), late=INVOKE + MINUTE), 2 * HOUR)
 
 
-def test_messages_that_fail_fire_by_their_share() -> None:
+def test_failed_messages_fire_by_their_proportion() -> None:
     alarm = batches()["FailedMessages"]
     assert alarm.fires(outcome(alarm, {INVOKE: 10.0}, {INVOKE: 10.0}), HOUR)
     assert alarm.fires(outcome(alarm, every(MINUTE, 30, 10.0), every(MINUTE, 30, 1.0)), HOUR)
@@ -184,20 +184,20 @@ def test_messages_that_fail_fire_by_their_share() -> None:
     assert not alarm.fires(outcome(alarm, {INVOKE: 5000.0}, {}), HOUR)
 
 
-def test_batches_that_find_no_instance_free_for_long_fire() -> None:
+def test_persistent_throttling_of_batches_fires() -> None:
     alarm = batches()["Throttles"]
     assert alarm.fires(points(alarm, every(MINUTE, 16)), HOUR)
     assert not alarm.fires(points(alarm, every(MINUTE, 4)), HOUR)
 
 
 @pytest.mark.parametrize("name", ["FailedFiles", "DeadLetters", "FailedExecutions"])
-def test_what_is_lost_fires_at_once(name: str) -> None:
+def test_failed_work_fires_at_once(name: str) -> None:
     alarm = batches()[name]
     assert alarm.fires(points(alarm, {5 * MINUTE: 1.0}), 10 * MINUTE)
     assert not alarm.fires(points(alarm, every(5 * MINUTE, 12, 0.0)), HOUR)
 
 
-def test_old_messages_are_those_that_no_function_took() -> None:
+def test_old_messages_fire_by_age() -> None:
     alarm = batches()["OldMessages"]
     queue = everything().nested("BatchStack").properties("Messages")
     retried = float(queue["VisibilityTimeout"]) * queue["RedrivePolicy"]["maxReceiveCount"]
@@ -208,7 +208,7 @@ def test_old_messages_are_those_that_no_function_took() -> None:
     assert float(queue["MessageRetentionPeriod"]) > 10 * HOUR
 
 
-def test_a_missing_period_is_no_breach_and_the_latest_points_count() -> None:
+def test_missing_data_is_not_breaching_and_the_latest_points_count() -> None:
     """The evaluator: CloudWatch's own examples of three periods of three, five looked at."""
     metric: dict[str, Any] = {"Namespace": "n", "MetricName": "m", "Dimensions": []}
     rule = {"Statistic": "Sum", "Period": 60, "EvaluationPeriods": 3, "Threshold": 1,

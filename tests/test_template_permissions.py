@@ -88,7 +88,7 @@ def allowed() -> Iterator[tuple[str, dict[str, Any]]]:
         ("s3://models/", "models/*", "models", ""),
     ],
 )
-def test_the_model_is_read_and_nothing_beside_it(
+def test_the_function_can_read_only_its_model(
     uri: str, objects: str, bucket: str, folder: str
 ) -> None:
     assert not Stack(ModelUri=uri).problems()
@@ -101,7 +101,7 @@ def test_the_model_is_read_and_nothing_beside_it(
     }
 
 
-def test_keys_of_encrypted_buckets_decrypt_for_s3_alone() -> None:
+def test_keys_of_encrypted_buckets_decrypt_only_through_s3() -> None:
     by_s3 = {"StringLike": {"kms:ViaService": "s3.*.amazonaws.com"}}
     assert reading(KmsKeyArns=",".join(KEYS)) == {"kms:Decrypt": (KEYS, by_s3)}
     both = reading(KmsKeyArns=KEYS[0], ModelUri="s3://models/gpt2")
@@ -109,7 +109,7 @@ def test_keys_of_encrypted_buckets_decrypt_for_s3_alone() -> None:
     assert both.keys() == {"kms:Decrypt", "s3:GetObject", "s3:ListBucket"}
 
 
-def test_every_function_reads_the_model() -> None:
+def test_every_function_can_read_the_model() -> None:
     stack = Stack(ModelUri="s3://models/gpt2", **BATCHES, **VOLUMES[0])
     for name in ("AccessStack", "PopulateStack", "BatchStack"):
         assert "<ReadingPolicy>" in managed(stack.nested(name))
@@ -128,7 +128,7 @@ def test_without_a_volume_the_function_has_no_permissions_of_a_vpc() -> None:
     assert plain.properties("Function")["Role"] == "<Role.Arn>"
 
 
-def test_traces_are_written_where_they_are_asked_for() -> None:
+def test_traces_are_written_only_if_enabled() -> None:
     stack = Stack(Tracing="Active", **BATCHES)
     assert managed(stack.nested("AccessStack")) == [BASIC, XRAY]
     batch = stack.nested("BatchStack")
@@ -138,7 +138,7 @@ def test_traces_are_written_where_they_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("volume", VOLUMES)
-def test_the_function_that_answers_only_reads_the_volume(volume: dict[str, Any]) -> None:
+def test_the_request_function_has_read_only_access_to_the_volume(volume: dict[str, Any]) -> None:
     stack = Stack(**volume)
     service = "elasticfilesystem" if volume["Volume"] == "EFS" else "s3files"
     point = (
@@ -162,7 +162,7 @@ def test_the_function_that_answers_only_reads_the_volume(volume: dict[str, Any])
     }
 
 
-def test_the_function_for_batches_reaches_what_it_has() -> None:
+def test_the_batch_function_can_access_only_its_own_resources() -> None:
     results = ("arn:aws:s3:::<Results>/results/*", None)
     always = {
         "s3:GetObject": [results],
@@ -194,7 +194,7 @@ def test_the_function_for_batches_reaches_what_it_has() -> None:
     assert statements(batch(Queue="standard", SourceBucket="uploads")) == always | queue | read
 
 
-def test_only_the_named_bucket_and_topic_send_to_the_queue() -> None:
+def test_only_the_configured_bucket_and_topic_can_send_to_the_queue() -> None:
     def senders(**parameters: Any) -> dict[str, Any]:
         batch = Stack(Queue="standard", **parameters).nested("BatchStack")
         if "MessagesPolicy" not in batch.resources:
@@ -222,7 +222,7 @@ def test_only_the_named_bucket_and_topic_send_to_the_queue() -> None:
     }
 
 
-def test_the_state_machine_runs_its_batches_logs_and_can_be_redriven() -> None:
+def test_the_state_machine_can_invoke_log_and_be_redriven() -> None:
     machine = Stack(**BATCHES).nested("BatchStack").nested("LargeFilesStack")
     assert machine.properties("Batches")["StateMachineName"] == MACHINE.rsplit(":", 1)[1]
     found = statements(machine)
@@ -234,7 +234,7 @@ def test_the_state_machine_runs_its_batches_logs_and_can_be_redriven() -> None:
     assert found["logs:CreateLogDelivery"] == [("*", None)]
 
 
-def test_nothing_that_is_allowed_is_a_star_but_the_delivery_of_logs() -> None:
+def test_only_log_delivery_is_allowed_on_all_resources() -> None:
     seen = 0
     for name, statement in allowed():
         actions = as_list(statement["Action"])
@@ -247,7 +247,7 @@ def test_nothing_that_is_allowed_is_a_star_but_the_delivery_of_logs() -> None:
     assert seen > 60
 
 
-def test_only_s3_files_may_take_the_role_that_writes_into_the_bucket() -> None:
+def test_only_s3_files_can_assume_the_role_that_writes_to_the_bucket() -> None:
     volume = Stack(**VOLUMES[1]).nested("VolumeStack")
     trust = volume.properties("SynchronizationRole")["AssumeRolePolicyDocument"]
     (statement,) = trust["Statement"]

@@ -113,12 +113,12 @@ def variants() -> list[dict[str, Any]]:
     return [*changed, CHANGED, *({**CHANGED, name: "none"} for name in ("Volume", "RestApi"))]
 
 
-def test_every_parameter_is_tried() -> None:
+def test_every_parameter_is_tested_here() -> None:
     assert CHANGED.keys() == Stack().parameters.keys()
     assert all(Stack().parameters[name] != str(value) for name, value in CHANGED.items())
 
 
-def test_the_transform_depends_on_one_parameter() -> None:
+def test_the_transform_depends_only_on_canary() -> None:
     tried = [{}, *({name: str(value)} for name, value in CHANGED.items() if name != "Canary")]
     first, *rest = translate_each(ROOT_TEMPLATE, tried)
     assert len(rest) == len(CHANGED) - 1
@@ -126,7 +126,7 @@ def test_the_transform_depends_on_one_parameter() -> None:
 
 
 @pytest.mark.parametrize("deploy", [main, batch])
-def test_a_version_is_published_when_the_function_changes_and_only_then(deploy: Any) -> None:
+def test_a_version_is_published_only_when_the_function_changes(deploy: Any) -> None:
     versions: dict[str, set[Any]] = {}
     functions: dict[Any, set[str]] = {}
     for parameters in variants():
@@ -139,7 +139,7 @@ def test_a_version_is_published_when_the_function_changes_and_only_then(deploy: 
     assert len(versions) > 50
 
 
-def test_what_changes_each_function_is_what_one_would_expect() -> None:
+def test_each_parameter_changes_the_expected_functions() -> None:
     def changing(deploy: Any) -> set[str]:
         return {
             name
@@ -157,7 +157,7 @@ def test_what_changes_each_function_is_what_one_would_expect() -> None:
 
 
 @pytest.mark.parametrize("name", ["SubnetA", "SubnetB"])
-def test_another_subnet_of_the_volume_is_another_version(name: str) -> None:
+def test_changing_the_volumes_subnet_publishes_a_version(name: str) -> None:
     before = main(**FULL)
     after = main(**FULL | {name: "subnet-" + 17 * "3"})
     assert configuration(before) != configuration(after)
@@ -165,7 +165,7 @@ def test_another_subnet_of_the_volume_is_another_version(name: str) -> None:
 
 
 @pytest.mark.parametrize("deploy", [main, batch])
-def test_a_rotated_secret_reaches_the_alias_by_its_version(deploy: Any) -> None:
+def test_a_new_secrets_version_publishes_a_version(deploy: Any) -> None:
     before, after = (deploy(**SECRETS, SecretsVersion=version) for version in ("1", "2"))
     assert version_of(before) != version_of(after)
     assert configuration(before) != configuration(after)
@@ -187,13 +187,13 @@ def test_the_longest_description_is_short_enough_and_holds_no_secret(deploy: Any
     assert not any(secret in description for secret in SECRETS.values())
 
 
-def test_earlier_versions_go_when_the_alias_has_left_them() -> None:
+def test_old_versions_are_deleted_after_the_alias_has_moved() -> None:
     for stack in (main(), batch()):
         (version,) = (r for r in stack.resources.values() if r["Type"] == "AWS::Lambda::Version")
         assert version["DeletionPolicy"] == "Delete"
 
 
-def test_a_canary_is_guarded_by_alarms_that_do_not_need_the_alias() -> None:
+def test_a_canary_has_alarms_that_do_not_depend_on_the_alias() -> None:
     assert not Stack().of_type("AWS::CodeDeploy::DeploymentGroup")
     stack = Stack(Canary="true")
     (group,) = stack.of_type("AWS::CodeDeploy::DeploymentGroup").values()

@@ -107,7 +107,7 @@ def url(installed: Path) -> Iterator[str]:
             process.terminate()
 
 
-def test_the_installed_server_answers_with_the_demo_model(url: str) -> None:
+def test_the_installed_server_generates_with_the_demo_model(url: str) -> None:
     asked = {"prompt": "Once upon a time", "max_new_tokens": 3}
     with urlopen(Request(f"{url}/generate", json.dumps(asked).encode()), timeout=60) as reply:
         answer = json.load(reply)
@@ -115,6 +115,6 @@ def test_the_installed_server_answers_with_the_demo_model(url: str) -> None:
     assert answer["usage"]["completion_tokens"] == 3
 
 
-def test_the_installed_server_has_its_page(url: str) -> None:
+def test_the_installed_server_serves_its_page(url: str) -> None:
     with urlopen(url, timeout=60) as reply:
         assert reply.headers["content-type"].startswith("text/html")

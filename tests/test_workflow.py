@@ -45,7 +45,7 @@ def zizmor(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_workflow_runs_targets_of_the_makefile_and_nothing_else() -> None:
+def test_the_workflow_runs_only_make_targets() -> None:
     jobs = yaml.safe_load(WORKFLOW.read_text())["jobs"].values()
     commands = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
     assert commands
@@ -55,14 +55,14 @@ def test_the_workflow_runs_targets_of_the_makefile_and_nothing_else() -> None:
         assert commands_of(target)
 
 
-def test_actions_are_pinned_by_a_hash() -> None:
+def test_actions_are_pinned_to_a_commit() -> None:
     used = re.findall(r"uses: (\S+)", WORKFLOW.read_text())
     assert used
     for action in used:
         assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", action)
 
 
-def test_the_hooks_are_the_commands_of_make_check() -> None:
+def test_the_hooks_run_the_commands_of_make_check() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     (repository,) = config["repos"]
     assert repository["repo"] == "local"

@@ -50,7 +50,7 @@ def client(address: str) -> Any:
     return OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=0)
 
 
-def test_openai_completes(client: Any, expected: str) -> None:
+def test_openai_creates_completions(client: Any, expected: str) -> None:
     done = client.completions.create(model="demo", prompt=PROMPT, max_tokens=12)
     assert (done.choices[0].text, done.choices[0].finish_reason) == (expected, "length")
     assert (done.usage.prompt_tokens, done.usage.total_tokens) == (5, 17)
@@ -73,7 +73,7 @@ def test_a_snippet_of_the_docs_prints_a_text(page: str, begin: str, address: str
     assert done.stdout.strip()
 
 
-def test_openai_takes_every_field(client: Any) -> None:
+def test_openai_accepts_every_field(client: Any) -> None:
     done = client.completions.create(
         model="demo", prompt=[PROMPT, "The fox"], max_tokens=8, n=2, best_of=2, echo=True,
         logprobs=5, stop=["king"], seed=1, temperature=0.8, top_p=0.9, presence_penalty=0.5,
@@ -98,7 +98,7 @@ def test_openai_streams(client: Any, expected: str) -> None:
     assert (len(chunks), chunks[-1].usage.completion_tokens) == (13, 12)
 
 
-def test_openai_lists_and_finds_models(client: Any) -> None:
+def test_openai_lists_and_retrieves_models(client: Any) -> None:
     assert [model.id for model in client.models.list()] == ["demo"]
     assert client.models.retrieve("demo").object == "model"
 
@@ -222,7 +222,7 @@ def test_hugging_faces_client_raises_its_own_errors(address: str, stream: bool) 
         list(InferenceClient(address).text_generation("x", max_new_tokens=9999, stream=stream))
 
 
-def test_curl_without_its_buffer_shows_the_events(address: str, expected: str) -> None:
+def test_curl_without_buffering_prints_events_as_they_arrive(address: str, expected: str) -> None:
     body = json.dumps({"prompt": PROMPT, "max_new_tokens": 12, "stream": True})
     done = subprocess.run(
         ["curl", "-sSN", f"{address}/generate", "-d", body],

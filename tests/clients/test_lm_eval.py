@@ -42,7 +42,7 @@ def losses(engine: Engine, tokenizer: Tokenizer, text: str) -> list[float]:
     return list(np.log(np.exp(logits).sum(axis=-1)) - of_targets)
 
 
-def test_the_perplexity_is_that_of_the_engines_logits(tmp_path: Path) -> None:
+def test_the_perplexity_matches_the_engines_logits(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text}) + "\n" for text in TEXTS]
     (tmp_path / "texts.jsonl").write_text("".join(lines))
     files = {"data_files": {"test": str(tmp_path / "texts.jsonl")}}

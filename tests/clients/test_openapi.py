@@ -28,7 +28,7 @@ def test_the_document_is_openapi_3_1() -> None:
     assert [str(error) for error in OpenAPIV31SpecValidator(document()).iter_errors()] == []
 
 
-def test_the_routes_do_what_the_document_says(tmp_path: Path) -> None:
+def test_the_routes_conform_to_the_document(tmp_path: Path) -> None:
     """Schemathesis sends requests that the schemas allow and such that they do not."""
     for address in serve(tmp_path / "log"):
         done = subprocess.run(

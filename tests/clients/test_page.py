@@ -80,7 +80,7 @@ def wait_for_tokens(tab: Any, count: int) -> None:
     expect(tab.locator("#output .token")).to_have_count(count, timeout=30_000)
 
 
-def test_a_text_appears_token_by_token_with_its_waterfall(tab: Any, address: str) -> None:
+def test_text_appears_token_by_token_with_timings(tab: Any, address: str) -> None:
     tab.goto(f"{address}/")
     fill(tab, prompt=PROMPT, max_new_tokens=24)
     tab.locator("#generate").click()
@@ -93,7 +93,7 @@ def test_a_text_appears_token_by_token_with_its_waterfall(tab: Any, address: str
     assert "in the function, model demo" in tab.locator("#timings-caption").text_content()
 
 
-def test_every_option_is_sent_and_a_large_seed_keeps_its_digits(tab: Any, address: str) -> None:
+def test_every_option_is_sent_and_a_large_seed_is_exact(tab: Any, address: str) -> None:
     tab.goto(f"{address}/")
     fill(tab, prompt="it's", max_new_tokens=3, temperature=0.7, top_p=0.9,
          seed=18446744073709551615, stop="king\n\nqueen")  # fmt: skip
@@ -109,7 +109,7 @@ def test_every_option_is_sent_and_a_large_seed_keeps_its_digits(tab: Any, addres
     assert "it'\\''s" in curl
 
 
-def test_the_keyboard_alone_generates_and_stops(tab: Any) -> None:
+def test_the_keyboard_can_start_and_stop_generation(tab: Any) -> None:
     with held_stream() as server:
         tab.goto(server.url)
         tab.keyboard.press("Tab")
@@ -124,7 +124,7 @@ def test_the_keyboard_alone_generates_and_stops(tab: Any) -> None:
         assert server.disconnected.wait(30)
 
 
-def test_every_control_is_reached_by_tab(tab: Any, address: str) -> None:
+def test_every_control_is_reachable_by_tab(tab: Any, address: str) -> None:
     tab.goto(f"{address}/")
     order = []
     for _ in range(9):
@@ -134,7 +134,7 @@ def test_every_control_is_reached_by_tab(tab: Any, address: str) -> None:
                      "generate", "copy", "curl"]  # fmt: skip
 
 
-def test_the_stop_button_ends_the_stream_and_gives_the_focus_back(tab: Any) -> None:
+def test_the_stop_button_ends_the_stream_and_restores_the_focus(tab: Any) -> None:
     with held_stream() as server:
         tab.goto(server.url)
         tab.locator("#generate").click()
@@ -145,7 +145,7 @@ def test_the_stop_button_ends_the_stream_and_gives_the_focus_back(tab: Any) -> N
         assert server.disconnected.wait(30)
 
 
-def test_the_key_is_asked_for_where_one_is_needed(tab: Any, guarded: str) -> None:
+def test_the_page_asks_for_the_key_if_it_is_required(tab: Any, guarded: str) -> None:
     tab.goto(f"{guarded}/")
     assert tab.locator("#key-field").is_hidden()
     tab.locator("#generate").click()
@@ -170,7 +170,7 @@ def test_an_error_is_shown_at_its_field(tab: Any, address: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["prod", "prod/"])
-def test_requests_go_below_the_pages_own_path(tab: Any, address: str, prefix: str) -> None:
+def test_requests_use_the_path_of_the_page(tab: Any, address: str, prefix: str) -> None:
     tab.route(f"{address}/prod/**", lambda route: route.continue_())
     html = tab.request.get(f"{address}/").text()
     tab.route(

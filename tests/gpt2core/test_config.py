@@ -27,7 +27,7 @@ def test_config_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, ()), (7, (7,)), ([7, 9], (7, 9)), ([], ())])
-def test_eos_may_be_one_id_several_or_none(given: Any, expected: tuple[int, ...]) -> None:
+def test_eos_can_be_one_id_several_or_none(given: Any, expected: tuple[int, ...]) -> None:
     assert GPT2Config.from_dict(small_config(eos_token_id=given)).eos_token_ids == expected
 
 
@@ -60,16 +60,14 @@ def test_eos_may_be_one_id_several_or_none(given: Any, expected: tuple[int, ...]
         ("bos_token_id", "<s>"),
     ],
 )
-def test_what_is_not_implemented_or_makes_no_sense_is_rejected_by_field(
-    field: str, value: Any
-) -> None:
+def test_unsupported_and_invalid_fields_are_rejected_by_name(field: str, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         GPT2Config.from_dict(small_config(**{field: value}), file="config.json")
     assert caught.value.field == field
     assert caught.value.file == "config.json"
 
 
-def test_the_names_that_transformers_takes_too_are_the_same_fields() -> None:
+def test_the_aliases_of_transformers_are_accepted() -> None:
     aliases = {
         "hidden_size": 30,
         "num_attention_heads": 5,
@@ -83,7 +81,7 @@ def test_the_names_that_transformers_takes_too_are_the_same_fields() -> None:
     assert caught.value.field == "num_attention_heads"
 
 
-def test_a_fifo_is_rejected_without_waiting(tmp_path: Path) -> None:
+def test_a_fifo_is_rejected_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(ConfigError, match="not a regular file"):
         GPT2Config.from_file(tmp_path / "config.json")
@@ -92,7 +90,7 @@ def test_a_fifo_is_rejected_without_waiting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"n_layer": ' + b"9" * 5000 + b"}"]
 )
-def test_a_file_that_is_no_json_object_is_rejected(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_json_object_is_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:

@@ -22,7 +22,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     assert caught.value.file == str(tmp_path / "nowhere")
 
 
-def test_a_precision_that_the_directory_cannot_give_is_rejected(model_dir: Path) -> None:
+def test_an_unavailable_precision_is_rejected(model_dir: Path) -> None:
     assert Engine.open(model_dir, precision="f32").config.n_layer == 2
     for precision in ("int8", "bf16", "", None):
         with pytest.raises(InvalidArgument) as caught:
@@ -60,7 +60,7 @@ def test_an_empty_prompt_starts_from_the_beginning_of_text_token(engine: Engine)
 
 
 @pytest.mark.parametrize("token", [None, 5000])
-def test_an_empty_prompt_is_rejected_where_there_is_no_such_token(
+def test_an_empty_prompt_is_rejected_without_a_beginning_of_text_token(
     tmp_path: Path, token: int | None
 ) -> None:
     engine = Engine.open(write_model(tmp_path, small_config(bos_token_id=token)))
@@ -69,12 +69,12 @@ def test_an_empty_prompt_is_rejected_where_there_is_no_such_token(
 
 
 @pytest.mark.parametrize("token", [-1, 257, "a", 1.0, True, None])
-def test_an_id_outside_of_the_vocabulary_is_rejected_by_value(engine: Engine, token: Any) -> None:
+def test_an_id_outside_of_the_vocabulary_is_rejected(engine: Engine, token: Any) -> None:
     with pytest.raises(InvalidPrompt, match="is not an integer from 0 to 256"):
         engine.logits([1, token])
 
 
-def test_a_prompt_over_the_context_says_both_numbers(engine: Engine) -> None:
+def test_a_prompt_over_the_context_is_an_error_with_both_lengths(engine: Engine) -> None:
     with pytest.raises(PromptTooLong) as caught:
         engine.generate("x" * 65)
     assert (caught.value.prompt_tokens, caught.value.limit) == (65, 64)
@@ -102,7 +102,7 @@ def test_a_deadline_must_be_a_number(engine: Engine) -> None:
     assert caught.value.param == "deadline"
 
 
-def test_one_string_is_no_batch(engine: Engine) -> None:
+def test_a_single_string_is_not_a_batch(engine: Engine) -> None:
     with pytest.raises(InvalidArgument) as caught:
         engine.generate_batch("abc")
     assert caught.value.param == "prompts"
@@ -130,11 +130,11 @@ def test_a_batch_gives_what_each_prompt_gives_alone(engine: Engine) -> None:
     assert [g.ids for g in batch] == [engine.generate(p, 8).ids for p in prompts]
 
 
-def test_a_prompt_may_be_ids(engine: Engine) -> None:
+def test_a_prompt_can_be_ids(engine: Engine) -> None:
     assert engine.generate(list(b"abc"), 5).ids == engine.generate("abc", 5).ids
 
 
-def test_a_model_that_speaks_beyond_its_tokenizer_is_reported(tmp_path: Path) -> None:
+def test_generated_ids_missing_from_the_tokenizer_are_reported(tmp_path: Path) -> None:
     larger = write_model(tmp_path / "larger", small_config(vocab_size=400, eos_token_id=None))
     engine = Engine.open(larger)
     assert any(i >= 257 for i in engine.generate_ids(list(b"abc"), 60))
@@ -142,13 +142,13 @@ def test_a_model_that_speaks_beyond_its_tokenizer_is_reported(tmp_path: Path) ->
         engine.generate("abc", 60)
 
 
-def test_a_tokenizer_beyond_the_model_is_reported(tmp_path: Path, model_dir: Path) -> None:
+def test_token_ids_missing_from_the_model_are_reported(tmp_path: Path, model_dir: Path) -> None:
     smaller = write_model(tmp_path / "smaller", small_config(vocab_size=100))
     with pytest.raises(TokenizerError, match="vocabulary of 100: tokenizer and model do not match"):
         Engine.open(smaller).generate("é")
 
 
-def test_every_error_of_a_broken_directory_has_the_common_base(tmp_path: Path) -> None:
+def test_errors_of_an_invalid_directory_have_the_common_base(tmp_path: Path) -> None:
     with pytest.raises(GPT2Error):
         Engine.open(tmp_path)  # no config.json
 
@@ -164,15 +164,13 @@ def test_an_open_engine_survives_the_removal_of_its_files(tmp_path: Path, model_
 SPECIAL = f"Hello{END_OF_TEXT}"
 
 
-def test_special_tokens_in_a_prompt_are_recognised_unless_refused(engine: Engine) -> None:
+def test_special_tokens_in_a_prompt_are_recognized_by_default(engine: Engine) -> None:
     assert engine.encode_prompt(SPECIAL) == [*b"Hello", 256]
     assert engine.encode_prompt(SPECIAL, allow_special=False) == list(SPECIAL.encode())
 
 
 @pytest.mark.parametrize(("allow", "tokens"), [(True, 6), (False, 18)])
-def test_every_way_to_generate_takes_special_tokens_or_plain_text(
-    engine: Engine, allow: bool, tokens: int
-) -> None:
+def test_every_generate_method_has_allow_special(engine: Engine, allow: bool, tokens: int) -> None:
     whole = engine.generate(SPECIAL, 2, allow_special=allow)
     batch = engine.generate_batch([SPECIAL], 2, allow_special=allow)
     *_, last = engine.stream(SPECIAL, 2, allow_special=allow)

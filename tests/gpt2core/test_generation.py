@@ -28,14 +28,14 @@ def scripted(folder: Path, prompt: str, continuation: bytes | list[int]) -> Engi
     return Engine.open(write_scripted_model(folder, script_for(prompt, continuation)))
 
 
-def test_a_scripted_model_says_its_script(tmp_path: Path) -> None:
+def test_a_scripted_model_generates_its_script(tmp_path: Path) -> None:
     done = scripted(tmp_path, "Hi", b" there!").generate("Hi", 7)
     assert done.text == " there!"
     assert done.ids == list(b" there!")
     assert (done.prompt_tokens, done.finish_reason) == (2, "length")
 
 
-def test_ties_go_to_the_lowest_id(tmp_path: Path) -> None:
+def test_ties_select_the_lowest_id(tmp_path: Path) -> None:
     config = small_config(tie_word_embeddings=False)
     tensors = random_tensors(config)
     tensors["lm_head.weight"][:] = 0
@@ -47,7 +47,7 @@ def test_ties_go_to_the_lowest_id(tmp_path: Path) -> None:
     assert engine.generate_ids([1], 1) == [40]
 
 
-def test_end_of_text_ends_the_text_and_is_not_part_of_it(tmp_path: Path) -> None:
+def test_the_end_of_text_token_is_not_part_of_the_text(tmp_path: Path) -> None:
     done = scripted(tmp_path, "Hi", [*b"ok", END, *b"more"]).generate("Hi", 7)
     assert (done.text, done.ids, done.finish_reason) == ("ok", list(b"ok"), "eos")
 
@@ -123,7 +123,7 @@ def test_stop_strings_see_special_tokens(
 
 
 @pytest.mark.parametrize("stop", [(), ("never",)])
-def test_a_special_token_within_a_character_does_not_break_it(
+def test_a_special_token_within_a_character_does_not_corrupt_it(
     tmp_path: Path, stop: tuple[str, ...]
 ) -> None:
     wave = list("\U0001f44b!".encode())
@@ -137,7 +137,7 @@ def test_a_stop_string_in_the_prompt_does_not_count(tmp_path: Path) -> None:
     assert done.text == " and go"
 
 
-def test_a_stop_string_that_only_began_is_part_of_the_text(tmp_path: Path) -> None:
+def test_an_incomplete_stop_string_is_part_of_the_text(tmp_path: Path) -> None:
     done = scripted(tmp_path, "x", b"thru").generate("x", 4, ("through",))
     assert (done.text, done.finish_reason) == ("thru", "length")
 
@@ -163,13 +163,13 @@ def test_tokens_are_held_back_until_their_text_is_certain(tmp_path: Path) -> Non
     ]
 
 
-def test_the_context_ends_the_text_with_length(tmp_path: Path) -> None:
+def test_the_context_limit_has_finish_reason_length(tmp_path: Path) -> None:
     engine = Engine.open(write_scripted_model(tmp_path, [65] * 10, n_positions=10))
     done = engine.generate("abc", 100)
     assert (len(done.ids), done.finish_reason) == (7, "length")
 
 
-def test_a_prompt_that_fills_the_context_gets_no_text(tmp_path: Path) -> None:
+def test_a_prompt_that_fills_the_context_has_an_empty_continuation(tmp_path: Path) -> None:
     engine = Engine.open(write_scripted_model(tmp_path, [65] * 4, n_positions=4))
     done = engine.generate("abcd", 5)
     assert (done.text, done.ids, done.finish_reason) == ("", [], "length")
@@ -180,12 +180,12 @@ def test_no_new_tokens_give_an_empty_text(engine: Engine) -> None:
     assert (done.text, done.ids, done.finish_reason, done.decode_s) == ("", [], "length", 0)
 
 
-def test_a_deadline_in_the_past_gives_what_there_is_nothing(engine: Engine) -> None:
+def test_a_deadline_in_the_past_gives_an_empty_text(engine: Engine) -> None:
     done = engine.generate("abc", 5, deadline=time.monotonic() - 1)
     assert (done.ids, done.finish_reason) == ([], "deadline")
 
 
-def test_a_deadline_on_the_way_returns_the_partial_text(
+def test_a_deadline_during_decoding_returns_the_partial_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = scripted(tmp_path, "x", b"abcdefgh")
@@ -202,7 +202,7 @@ def test_a_far_deadline_changes_nothing(engine: Engine) -> None:
 
 @pytest.mark.parametrize("stop", [(), ("e",), (" the ", "king"), ("\n",)])
 @pytest.mark.parametrize("prompt", ["Once upon a time", "“", ""])
-def test_a_stream_joined_is_the_collected_generation(
+def test_the_concatenated_stream_is_the_generation(
     demo: Engine, prompt: str, stop: tuple[str, ...]
 ) -> None:
     *tokens, last = demo.stream(prompt, 30, stop)
@@ -214,7 +214,7 @@ def test_a_stream_joined_is_the_collected_generation(
     assert last.finish_reason == collected.finish_reason
 
 
-def test_a_stream_may_be_left_at_any_token(demo: Engine) -> None:
+def test_a_stream_can_be_closed_at_any_token(demo: Engine) -> None:
     tokens = demo.stream("Once", 30)
     assert isinstance(next(tokens), Token)
     tokens.close()  # type: ignore[attr-defined]
@@ -249,7 +249,7 @@ STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
 
 
 @given(st.lists(st.text("abc", max_size=3), max_size=12), STOPS)
-def test_the_cutter_passes_on_everything_before_the_first_complete_stop(
+def test_the_stop_matcher_returns_the_text_before_the_first_stop_string(
     pieces: list[str], stops: list[str]
 ) -> None:
     cutter, passed, seen = StopMatcher(stops), "", ""
@@ -265,7 +265,7 @@ def test_the_cutter_passes_on_everything_before_the_first_complete_stop(
         assert passed + cutter.finish() == seen
 
 
-def test_the_demo_reads_like_a_tale() -> None:
+def test_the_demo_generates_fairy_tales() -> None:
     text = Engine.open(DEMO).generate("Once upon a time there was", 60).text
     words = text.split()
     assert len(words) > 30

@@ -62,9 +62,7 @@ def test_greedy_ids_agree_with_the_reference_implementation(
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 40, 64])
-def test_chunks_of_any_size_through_prefill_give_the_same_logits(
-    engine: Engine, chunk: int
-) -> None:
+def test_prefill_in_chunks_of_any_size_gives_the_same_logits(engine: Engine, chunk: int) -> None:
     ids = [(31 * i) % 257 for i in range(60)]
     cache = KVCache(engine.config, len(ids))
     rows = [
@@ -78,7 +76,7 @@ def test_chunks_of_any_size_through_prefill_give_the_same_logits(
     np.testing.assert_allclose(np.concatenate(rows), engine.logits(ids), rtol=0, atol=1e-5)
 
 
-def test_decoding_with_the_cache_gives_the_logits_of_the_whole_sequence(engine: Engine) -> None:
+def test_decoding_with_the_cache_gives_the_same_logits(engine: Engine) -> None:
     ids = [(13 * i + 5) % 257 for i in range(30)]
     cache = KVCache(engine.config, len(ids))
     pieces = [ids[:10], *([i] for i in ids[10:])]
@@ -91,7 +89,7 @@ def test_decoding_with_the_cache_gives_the_logits_of_the_whole_sequence(engine: 
     np.testing.assert_allclose(np.stack(cached), engine.logits(ids)[9:], rtol=0, atol=1e-5)
 
 
-def test_generating_with_the_cache_gives_the_ids_of_generating_without(engine: Engine) -> None:
+def test_generating_with_the_cache_gives_the_same_ids(engine: Engine) -> None:
     ids = [1, 2, 3]
     uncached = list(ids)
     for _ in range(40):
@@ -99,7 +97,7 @@ def test_generating_with_the_cache_gives_the_ids_of_generating_without(engine: E
     assert engine.generate_ids(ids, 40) == uncached[3:]
 
 
-def test_a_prompt_longer_than_a_prefill_chunk_is_the_same_model(
+def test_a_prompt_longer_than_a_prefill_chunk_has_the_same_logits(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [(11 * i) % 257 for i in range(50)]
@@ -125,7 +123,7 @@ def test_the_mask_hides_exactly_the_positions_after_each() -> None:
     assert mask.tolist() == [[0, -np.inf, -np.inf], [0, 0, -np.inf], [0, 0, 0]]
 
 
-def test_every_activation_that_the_configuration_accepts_exists() -> None:
+def test_every_accepted_activation_is_implemented() -> None:
     assert set(ACTIVATION_NAMES) == set(ACTIVATIONS)
 
 
@@ -169,7 +167,7 @@ def test_attention_scale_follows_the_configuration(
     assert attention_scale(config, layer) == expected
 
 
-def test_greedy_names_the_first_of_the_largest_logits(engine: Engine) -> None:
+def test_greedy_selects_the_first_maximum(engine: Engine) -> None:
     cache = KVCache(engine.config, 8)
     x = gpt2.hidden_states(engine._weights, engine.config, [[5, 6, 7]], [cache])
     ids, is_nan = gpt2.greedy(engine._weights, engine.config, x)
@@ -178,7 +176,7 @@ def test_greedy_names_the_first_of_the_largest_logits(engine: Engine) -> None:
     assert is_nan.tolist() == [False, False, False]
 
 
-def test_greedy_reports_nan_for_the_row_that_has_it_alone(engine: Engine) -> None:
+def test_greedy_reports_nan_only_for_its_row(engine: Engine) -> None:
     x = np.ones((3, engine.config.n_embd), np.float32)
     x[:, ::2] = -1
     whole, _ = gpt2.greedy(engine._weights, engine.config, x)

@@ -53,7 +53,7 @@ def header_of(path: Path) -> tuple[int, dict[str, Any]]:
     return 8 + length, json.loads(raw[8 : 8 + length])
 
 
-def test_a_packed_directory_holds_four_files_and_its_manifest_knows_them(packed: Path) -> None:
+def test_a_packed_directory_has_four_files_listed_in_its_manifest(packed: Path) -> None:
     names = {path.name for path in packed.iterdir()}
     assert names == {PACKED_FILE, TABLES_FILE, "config.json", MANIFEST_FILE}
     manifest = read_manifest(str(packed))
@@ -72,7 +72,7 @@ def test_the_same_input_gives_the_same_bytes(packed: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", [PACKED_FILE, TABLES_FILE])
-def test_every_tensor_stands_at_a_multiple_of_64_bytes(packed: Path, name: str) -> None:
+def test_every_tensor_is_aligned_to_64_bytes(packed: Path, name: str) -> None:
     begins, header = header_of(packed / name)
     assert begins % 64 == 0
     offsets = [v["data_offsets"][0] for k, v in header.items() if not k.startswith("__")]
@@ -80,7 +80,7 @@ def test_every_tensor_stands_at_a_multiple_of_64_bytes(packed: Path, name: str) 
     assert all(offset % 64 == 0 for offset in offsets)
 
 
-def test_safetensors_itself_reads_it(packed: Path) -> None:
+def test_the_safetensors_library_reads_the_packed_file(packed: Path) -> None:
     for name in (PACKED_FILE, TABLES_FILE):
         assert len(load_file(packed / name)) > 5 if precision_of(packed) != "bf16" else True
         with safe_open(packed / name, "np") as file:
@@ -88,7 +88,7 @@ def test_safetensors_itself_reads_it(packed: Path) -> None:
             assert len(list(file.keys())) > 5
 
 
-def test_tensors_stand_in_the_order_of_reading_and_masks_are_gone(packed: Path) -> None:
+def test_tensors_are_in_reading_order_without_masks(packed: Path) -> None:
     _, header = header_of(packed / PACKED_FILE)
     names = [n for n in header if not n.startswith("__") and not n.endswith(".scale")]
     config = Engine.open(packed).config
@@ -99,7 +99,7 @@ def test_tensors_stand_in_the_order_of_reading_and_masks_are_gone(packed: Path) 
     assert names[-1] == "wte.weight"
 
 
-def test_the_metadata_names_what_it_was_made_from(packed: Path) -> None:
+def test_the_metadata_has_the_digests_of_the_source(packed: Path) -> None:
     source = json.loads(header_of(packed / PACKED_FILE)[1]["__metadata__"]["source"])
     weights = hashlib.sha256((DEMO / "model.safetensors").read_bytes()).hexdigest()
     assert source["model.safetensors"] == weights
@@ -112,7 +112,7 @@ def test_the_metadata_names_what_it_was_made_from(packed: Path) -> None:
     }
 
 
-def test_it_answers_as_the_original(packed: Path) -> None:
+def test_the_packed_model_gives_the_same_tokens(packed: Path) -> None:
     original, engine = Engine.open(DEMO), Engine.open(packed)
     ids = original.encode_prompt(PROMPT)
     assert engine.encode_prompt(PROMPT) == ids
@@ -125,7 +125,7 @@ def test_it_answers_as_the_original(packed: Path) -> None:
         assert engine.generate_ids(ids, 3) == original.generate_ids(ids, 3)
 
 
-def test_packed_files_alone_are_enough(packed: Path, tmp_path: Path) -> None:
+def test_packed_files_are_sufficient(packed: Path, tmp_path: Path) -> None:
     for name in (PACKED_FILE, TABLES_FILE):
         shutil.copy(packed / name, tmp_path)
     assert (
@@ -143,7 +143,7 @@ def test_smaller_precisions_are_smaller(tmp_path: Path) -> None:
     assert sizes["int8"] < 0.35 * sizes["f32"]
 
 
-def test_bfloat16_is_the_nearest_with_ties_to_even() -> None:
+def test_bfloat16_rounds_to_nearest_even() -> None:
     values = uniform(7, (4000,)) * np.float32(1e3)
     ties = (np.arange(2000, dtype=np.uint32) * 0x10000 + 0x3F808000).view(np.float32)
     numbers = np.concatenate([values, ties, np.float32([0, -0.0, np.inf, -np.inf, np.nan])])
@@ -162,7 +162,9 @@ def test_bfloat16_is_the_nearest_with_ties_to_even() -> None:
 
 @pytest.mark.parametrize("shape", [(64, 5), (130, 3), (1, 1), (63, 64)])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_int8_is_off_by_half_a_step_of_its_group_at_most(shape: tuple[int, int], axis: int) -> None:
+def test_int8_errors_are_at_most_half_a_step_of_the_group(
+    shape: tuple[int, int], axis: int
+) -> None:
     values: NDArray[np.float32] = uniform(3, shape)
     values[0, 0] = 100
     integers, scales = quantize(values, axis)
@@ -178,7 +180,7 @@ def test_a_group_of_zeros_stays_zero() -> None:
     assert not scales.any()
 
 
-def test_a_head_of_its_own_is_kept(tmp_path: Path) -> None:
+def test_an_untied_head_is_kept(tmp_path: Path) -> None:
     for tied in (True, False):
         config = small_config(tie_word_embeddings=tied)
         tensors = random_tensors(config)
@@ -190,7 +192,7 @@ def test_a_head_of_its_own_is_kept(tmp_path: Path) -> None:
             assert np.abs(found - Engine.open(folder).logits([1, 2, 3])).max() < 0.5
 
 
-def test_a_head_that_is_the_embeddings_is_stored_once(tmp_path: Path) -> None:
+def test_a_head_equal_to_the_embeddings_is_stored_once(tmp_path: Path) -> None:
     tensors = random_tensors(small_config())
     tensors["lm_head.weight"] = tensors["wte.weight"]
     pack(write_model(tmp_path / "a", tensors=tensors), tmp_path / "b")
@@ -199,7 +201,7 @@ def test_a_head_that_is_the_embeddings_is_stored_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("factor", [2.0, -1.0, 0.25])
-def test_a_head_that_is_the_embeddings_times_a_number_stays_a_head_of_its_own(
+def test_a_scaled_copy_of_the_embeddings_is_an_untied_head(
     tmp_path: Path, precision: str, factor: float
 ) -> None:
     tensors = random_tensors(small_config())
@@ -223,7 +225,7 @@ def test_shards_are_packed_into_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_half_precision_sources_are_widened_exactly(tmp_path: Path, dtype: str) -> None:
+def test_half_precision_sources_are_converted_exactly(tmp_path: Path, dtype: str) -> None:
     from tests.support.models import write_safetensors
 
     tensors = random_tensors(small_config())
@@ -244,7 +246,7 @@ def test_a_model_without_a_tokenizer_is_packed_without_one(tmp_path: Path) -> No
     assert Engine.open(tmp_path / "b").generate_ids([1], 2)
 
 
-def test_a_precision_is_taken_where_it_is_held(tmp_path: Path) -> None:
+def test_the_engine_uses_the_precision_of_the_packed_file(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "both")
     pack(folder, folder, "int8")  # beside the raw files
     raw = write_model(tmp_path / "raw")
@@ -271,7 +273,7 @@ def test_a_packed_file_of_another_model_is_not_used(tmp_path: Path) -> None:
         Engine.open(folder)
 
 
-def test_a_damaged_packed_file_is_rejected(tmp_path: Path) -> None:
+def test_a_corrupted_packed_file_is_rejected(tmp_path: Path) -> None:
     pack(write_model(tmp_path / "a"), tmp_path / "b", "int8")
     path = tmp_path / "b" / PACKED_FILE
     arrays = load_file(path)
@@ -291,7 +293,7 @@ def test_a_damaged_packed_file_is_rejected(tmp_path: Path) -> None:
             Engine.open(tmp_path / "b")
 
 
-def test_only_matrices_are_made_smaller(packed: Path) -> None:
+def test_only_matrices_are_quantized(packed: Path) -> None:
     _, header = header_of(packed / PACKED_FILE)
     smaller = {"f32": "F32", "bf16": "BF16", "int8": "I8"}[precision_of(packed)]
     for name, entry in header.items():
@@ -311,7 +313,7 @@ def test_a_failed_pack_leaves_nothing_behind(tmp_path: Path) -> None:
         pack(tmp_path / "nothing", tmp_path / "b")
 
 
-def test_embeddings_of_single_rows_are_those_of_the_whole(packed: Path) -> None:
+def test_embedding_rows_equal_those_of_the_whole_matrix(packed: Path) -> None:
     weights = Engine.open(packed)._weights
     whole = to_float32(weights._tensors["wte.weight"])
     ids = np.array([0, 5, 2047])
@@ -319,7 +321,7 @@ def test_embeddings_of_single_rows_are_those_of_the_whole(packed: Path) -> None:
     assert np.abs(rows - whole[ids]).max() < 1e-6
 
 
-def test_the_command_packs_and_says_what_it_made(tmp_path: Path) -> None:
+def test_the_pack_command_reports_size_and_manifest(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gpt2core", "pack", str(DEMO), str(tmp_path / "p")]
     done = subprocess.run(
         [*command, "--precision", "int8"], capture_output=True, text=True, check=True, cwd=ROOT
@@ -337,12 +339,12 @@ def test_the_command_packs_and_says_what_it_made(tmp_path: Path) -> None:
     assert "Traceback" not in failed.stderr
 
 
-def test_packed_directories_are_not_packed_again(packed: Path, tmp_path: Path) -> None:
+def test_packing_a_packed_directory_is_rejected(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is already packed"):
         pack(packed, tmp_path)
 
 
-def test_every_matrix_lies_with_the_weights_of_an_output_together(packed: Path) -> None:
+def test_the_weights_of_each_output_are_contiguous(packed: Path) -> None:
     weights = Engine.open(packed)._weights
     for matrix in (*weights.block(0).mlp, weights.block(0).attn.c_attn, weights.lm_head):
         assert matrix.tensor.data.T.flags.c_contiguous
@@ -357,7 +359,7 @@ def outdate(folder: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"gpt2-packed-3", b"gpt2-packed-2", 1))
 
 
-def test_a_packed_file_of_another_version_gives_way_to_raw_files_with_a_warning(
+def test_raw_files_replace_a_packed_file_of_another_version_with_a_warning(
     tmp_path: Path,
 ) -> None:
     folder = write_model(tmp_path / "a")
@@ -373,7 +375,7 @@ def test_a_packed_file_of_another_version_gives_way_to_raw_files_with_a_warning(
         Engine.open(folder, precision="int8")
 
 
-def test_a_packed_file_of_another_version_alone_is_an_error_that_names_the_fix(
+def test_a_packed_file_of_another_version_without_raw_files_is_an_error_with_the_fix(
     tmp_path: Path,
 ) -> None:
     pack(write_model(tmp_path / "a"), tmp_path / "b")
@@ -382,7 +384,7 @@ def test_a_packed_file_of_another_version_alone_is_an_error_that_names_the_fix(
         Engine.open(tmp_path / "b")
 
 
-def test_info_says_what_computes_and_what_a_directory_holds(tmp_path: Path) -> None:
+def test_info_describes_kernels_network_and_weights(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gpt2core", "info"]
 
     def lines(*arguments: str, **environ: str) -> list[str]:

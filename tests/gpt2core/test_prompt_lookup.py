@@ -25,17 +25,17 @@ def test_guesses_reach_from_the_prompt_into_the_new_tokens() -> None:
     assert PromptLookup([5, 1, 2, 3]).guesses([4, 1, 2], 2) == [3, 4]
 
 
-def test_two_tokens_that_are_new_give_no_guess() -> None:
+def test_unseen_token_pairs_give_no_guess() -> None:
     assert PromptLookup([1, 2, 3]).guesses([], 3) == []
     assert PromptLookup([1]).guesses([], 3) == []
 
 
-def test_a_repetition_goes_on_behind_the_end_of_the_text() -> None:
+def test_a_repetition_is_continued_beyond_the_end_of_the_text() -> None:
     assert PromptLookup([4, 4, 4]).guesses([], 3) == [4, 4, 4]
     assert PromptLookup([1, 2, 1, 2]).guesses([], 3) == [1, 2, 1]
 
 
-def test_wrong_guesses_pause_for_twice_as_long_each_time_and_right_ones_end_that() -> None:
+def test_wrong_guesses_double_the_pause_and_right_ones_reset_it() -> None:
     lookup = PromptLookup([4, 4, 4])
 
     def passes_without_guess() -> int:
@@ -67,7 +67,7 @@ def test_wrong_guesses_pause_for_twice_as_long_each_time_and_right_ones_end_that
         ([(1, 1.0)] * 3 + [(4, 1.5)] + [(1, 1.2)] * 9, True),  # single passes became slower
     ],
 )
-def test_guesses_are_made_where_they_cost_at_most_1_4_passes(
+def test_guesses_are_made_if_they_cost_at_most_1_4_passes(
     times: list[tuple[int, float]], is_low: bool
 ) -> None:
     cost = GuessCost()
@@ -111,7 +111,7 @@ def decoded(engine: Engine, prompts: list[Prompt], lookup: bool) -> tuple[list[G
 
 
 @pytest.mark.parametrize("text", PROMPTS)
-def test_the_tokens_are_the_same_in_fewer_passes(engine: Engine, text: str) -> None:
+def test_the_tokens_are_the_same_with_fewer_passes(engine: Engine, text: str) -> None:
     prompt = Prompt(0, engine.encode_prompt(text), 200)
     with_lookup, fewer = decoded(engine, [prompt], lookup=True)
     without, passes = decoded(engine, [prompt], lookup=False)
@@ -125,7 +125,7 @@ def test_the_limit_of_new_tokens_holds(engine: Engine, limit: int) -> None:
     assert decoded(engine, [prompt], True)[0] == decoded(engine, [prompt], False)[0]
 
 
-def test_a_sequence_ends_at_the_end_of_the_context(engine: Engine) -> None:
+def test_a_sequence_ends_at_the_context_limit(engine: Engine) -> None:
     ids = (engine.encode_prompt("and the fox") * 400)[: engine.config.n_positions - 9]
     prompt = Prompt(0, ids, 500)
     (found,), _ = decoded(engine, [prompt], True)
@@ -140,7 +140,7 @@ def test_a_stop_string_among_the_guesses_ends_the_text(engine: Engine, stop: str
         assert decoded(engine, [prompt], True)[0] == decoded(engine, [prompt], False)[0]
 
 
-def test_sequences_that_run_together_or_are_sampled_make_no_guesses(engine: Engine) -> None:
+def test_batched_and_sampled_sequences_make_no_guesses(engine: Engine) -> None:
     ids = engine.encode_prompt(PROMPTS[3])
     together = [Prompt(i, ids, 40) for i in range(2)]
     sampled = [Prompt(0, ids, 40, sampling=Sampling(temperature=0.5, seed=3))]

@@ -35,7 +35,7 @@ def compare(folder: Path, ids: list[int], prompt: list[int]) -> int:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_random_models_of_odd_shapes_agree(case: Case, tmp_path: Path) -> None:
+def test_random_models_of_unusual_shapes_agree(case: Case, tmp_path: Path) -> None:
     folder = write_model(
         tmp_path / case.name, without_end(case.config), seed=case.seed, tokenizer=False
     )
@@ -52,7 +52,7 @@ def test_a_stored_head_that_differs_from_tied_embeddings_agrees(tmp_path: Path) 
     assert compare(folder, list(range(60)), [1, 2, 3, 4]) >= 20
 
 
-def test_a_configuration_under_the_other_names_agrees(tmp_path: Path) -> None:
+def test_a_configuration_with_aliases_agrees(tmp_path: Path) -> None:
     config = without_end(small_config(n_embd=48, n_head=4))
     folder = write_model(tmp_path / "model", config, tokenizer=False)
     config["num_attention_heads"] = config.pop("n_head")
@@ -77,7 +77,7 @@ def test_the_demo_agrees_for_200_tokens(tmp_path: Path, prompt: str) -> None:
     assert compare(endless, engine.generate_ids(ids, 500), ids) == 200
 
 
-def test_transformers_tokenizes_the_demo_as_we_do() -> None:
+def test_transformers_tokenizes_the_demo_to_the_same_ids() -> None:
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(DEMO, local_files_only=True)
@@ -88,7 +88,7 @@ def test_transformers_tokenizes_the_demo_as_we_do() -> None:
         assert theirs.decode(ids, clean_up_tokenization_spaces=False) == ours.decode(ids) == text
 
 
-def test_the_continuation_as_text_is_what_transformers_writes() -> None:
+def test_the_continuation_has_the_text_of_transformers() -> None:
     from transformers import pipeline
 
     write = pipeline("text-generation", model=str(DEMO), dtype="float32", device="cpu")
@@ -115,7 +115,7 @@ def test_the_continuation_as_text_is_what_transformers_writes() -> None:
         ),
     ],
 )
-def test_logits_are_processed_as_transformers_does(
+def test_logits_are_processed_like_in_transformers(
     name: str, arguments: tuple[float], ours: Callable[[Any, list[int]], Any]
 ) -> None:
     import torch
@@ -166,7 +166,7 @@ def test_the_models_own_penalties_agree(tmp_path: Path) -> None:
     assert engine.generate_ids(ids, 60) == theirs[0, len(ids) :].tolist()
 
 
-def test_drawn_tokens_are_among_those_that_transformers_leaves() -> None:
+def test_sampled_tokens_are_among_the_candidates_of_transformers() -> None:
     import torch
     from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 

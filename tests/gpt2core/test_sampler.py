@@ -58,7 +58,7 @@ def test_top_k(k: int, kept: set[int] | None) -> None:
     assert sampler.top_k(scores(), k).tolist() == expected
 
 
-def test_top_k_keeps_what_equals_the_last() -> None:
+def test_top_k_keeps_ties() -> None:
     assert sampler.top_k(scores([1, 2, 1, 0]), 2).tolist() == [1, 2, 1, -INF]
 
 
@@ -89,14 +89,14 @@ def test_logit_bias_is_added() -> None:
     st.integers(0, 50),
     st.floats(0, 1, exclude_max=True),
 )
-def test_a_possible_token_is_drawn(values: list[float], p: float, k: int, u: float) -> None:
+def test_only_candidates_are_sampled(values: list[float], p: float, k: int, u: float) -> None:
     left = sampler.top_p(sampler.top_k(scores(values), k), p)
     token = sampler.draw(left, u)
     assert left[token] == np.float32(values[token])
     assert left.max() == scores(values).max()
 
 
-def test_draws_follow_the_probabilities() -> None:
+def test_samples_follow_the_probabilities() -> None:
     row = np.log(np.array([0.1, 0.6, 0.0, 0.3], np.float32), where=[True, True, False, True],
                  out=np.full(4, -np.inf, np.float32))  # fmt: skip
     drawn = [sampler.draw(row, sampler.uniform(7, 0, i)) for i in range(20_000)]
@@ -104,7 +104,7 @@ def test_draws_follow_the_probabilities() -> None:
     np.testing.assert_allclose(shares, [0.1, 0.6, 0, 0.3], atol=0.015)  # four standard deviations
 
 
-def test_uniform_numbers_never_change() -> None:
+def test_uniform_numbers_are_stable() -> None:
     assert [sampler.uniform(*key) for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))] == [
         0.13870941014555427,
         0.6935121390102292,
@@ -113,7 +113,7 @@ def test_uniform_numbers_never_change() -> None:
     ]
 
 
-def test_uniform_numbers_are_spread_whatever_part_of_the_key_counts() -> None:
+def test_uniform_numbers_are_uniform_for_every_part_of_the_key() -> None:
     for place in range(3):
         keys = [[5, 5, 5] for _ in range(4096)]
         for i, key in enumerate(keys):
@@ -122,7 +122,7 @@ def test_uniform_numbers_are_spread_whatever_part_of_the_key_counts() -> None:
         assert (np.abs(shares - 256) < 80).all()  # five standard deviations
 
 
-def test_logprobs_are_of_the_models_own_probabilities() -> None:
+def test_logprobs_are_those_of_the_model_before_sampling() -> None:
     found = sampler.logprob(scores(), 1, 3)
     expected = np.array(SCORES) - np.log(np.exp(SCORES).sum())
     assert found.logprob == pytest.approx(expected[1], abs=1e-6)
@@ -131,7 +131,7 @@ def test_logprobs_are_of_the_models_own_probabilities() -> None:
     assert found == sampler.logprob(scores(), 1, 5)._replace(top=found.top)
 
 
-def test_of_equal_logprobs_the_lowest_ids_come_first() -> None:
+def test_equal_logprobs_are_ordered_by_id() -> None:
     assert [i for i, _ in sampler.logprob(scores([1, 2, 1, 1]), 0, 3).top] == [1, 0, 2]
 
 
@@ -162,7 +162,7 @@ def together(engine: Engine, prompts: list[Prompt]) -> dict[Any, Generation]:
     return done
 
 
-def test_every_sequence_is_what_it_would_be_alone(engine: Engine) -> None:
+def test_every_sequence_is_the_same_as_alone(engine: Engine) -> None:
     prompts = [
         Prompt(i, [i, 7, 9], 12, sampling=Sampling(**options), logprobs=i % 3 or None)
         for i, options in enumerate(OPTIONS * 2)
@@ -179,7 +179,7 @@ def test_every_sequence_is_what_it_would_be_alone(engine: Engine) -> None:
             ]
 
 
-def test_a_seed_gives_the_same_text_and_another_one_another(demo: Engine) -> None:
+def test_the_seed_determines_the_text(demo: Engine) -> None:
     one, again, other = (
         demo.generate("Once upon a time", 30, temperature=1.0, seed=seed).text for seed in (1, 1, 2)
     )
@@ -194,7 +194,7 @@ def test_choices_of_one_seed_differ(demo: Engine) -> None:
     assert done[0].text == demo.generate(ids, 30, temperature=1.0, seed=1).text
 
 
-def test_without_a_seed_every_text_is_another(demo: Engine) -> None:
+def test_texts_differ_without_a_seed(demo: Engine) -> None:
     texts = [g.text for g in demo.generate_batch(["The fox"] * 3, 30, temperature=1.0)]
     texts += [demo.generate("The fox", 30, temperature=1.0).text for _ in range(2)]
     assert len(set(texts)) == 5
@@ -219,7 +219,7 @@ def test_no_ngram_occurs_twice(demo: Engine) -> None:
     assert len(set(grams)) == len(grams)
 
 
-def test_ngrams_that_forbid_every_token_end_the_sequence_with_an_error(tmp_path: Path) -> None:
+def test_ngrams_that_forbid_all_tokens_are_an_error(tmp_path: Path) -> None:
     write_model(tmp_path / "model", config(vocab_size=3, eos_token_id=None), tokenizer=False)
     engine = Engine.open(tmp_path / "model")
     prompt = Prompt(0, [0, 1], 9, sampling=Sampling(no_repeat_ngram_size=1))
@@ -243,7 +243,7 @@ def test_logprobs_agree_with_the_logits(demo: Engine) -> None:
         assert [i for i, _ in position.top] == (-row).argsort(kind="stable")[:2].tolist()
 
 
-def test_prompt_logprobs_are_the_same_where_the_prompt_comes_in_pieces(
+def test_prompt_logprobs_do_not_depend_on_chunked_prefill(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [(7 * i) % 256 for i in range(50)]
@@ -260,7 +260,7 @@ def test_prompt_logprobs_are_the_same_where_the_prompt_comes_in_pieces(
         )
 
 
-def test_greedy_sequences_go_on_while_the_prompt_of_another_is_read(
+def test_decoding_continues_during_the_prefill_of_another_sequence(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gpt2core.scheduler.PREFILL_ROWS", 8)
@@ -284,7 +284,7 @@ def test_the_end_of_text_token_has_a_logprob(tmp_path: Path) -> None:
     assert [p.id for p in done.logprobs or []] == [97, 98, 10, 256]
 
 
-def test_streamed_tokens_carry_their_logprobs(demo: Engine) -> None:
+def test_streamed_tokens_have_logprobs(demo: Engine) -> None:
     *tokens, done = demo.stream("The fox", 12, stop=["king"], logprobs=1)
     assert isinstance(done, Generation)
     assert done.logprobs
@@ -295,7 +295,7 @@ def test_streamed_tokens_carry_their_logprobs(demo: Engine) -> None:
     )
 
 
-def test_numbers_that_are_none_end_their_own_sequence_only(tmp_path: Path) -> None:
+def test_nan_ends_only_its_sequence(tmp_path: Path) -> None:
     tensors = random_tensors(config())
     tensors["wpe.weight"][3] = np.nan
     engine = Engine.open(write_model(tmp_path / "model", config(), tensors))
@@ -335,7 +335,7 @@ def test_numbers_that_are_none_end_their_own_sequence_only(tmp_path: Path) -> No
         ({"prompt_logprobs": True}, "logprobs"),
     ],
 )
-def test_bad_values_are_rejected_by_name(
+def test_invalid_values_are_rejected_by_name(
     engine: Engine, options: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(InvalidArgument, match=param) as raised:
@@ -353,7 +353,7 @@ def test_bad_values_are_rejected_by_name(
         {"temperature": None, "top_k": None, "seed": None, "logit_bias": {}},
     ],
 )
-def test_the_ends_of_the_ranges_work(engine: Engine, options: dict[str, Any]) -> None:
+def test_the_limits_of_ranges_are_accepted(engine: Engine, options: dict[str, Any]) -> None:
     with np.errstate(all="raise", under="ignore"):
         done = engine.generate(
             [1, 2], 5, logit_bias={256: -100} | (options.pop("logit_bias", {})), **options
@@ -361,7 +361,7 @@ def test_the_ends_of_the_ranges_work(engine: Engine, options: dict[str, Any]) ->
     assert len(done.ids) == 5
 
 
-def test_bad_values_are_rejected_without_numpy() -> None:
+def test_invalid_values_are_rejected_without_numpy() -> None:
     loaded = modules_after(
         "from gpt2core.sampling import checked_sampling\n"
         "try: checked_sampling({'top_p': 2})\n"
@@ -370,7 +370,7 @@ def test_bad_values_are_rejected_without_numpy() -> None:
     assert "numpy" not in loaded
 
 
-def test_sampling_needs_the_core_of_numpy_alone(model_dir: Path) -> None:
+def test_sampling_needs_only_the_core_of_numpy(model_dir: Path) -> None:
     options = (
         "temperature=1.0, top_k=9, top_p=0.9, repetition_penalty=2, no_repeat_ngram_size=2,"
         " frequency_penalty=1, logit_bias={1: 1}, logprobs=2"

@@ -65,7 +65,7 @@ SEQUENCES = st.tuples(
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(SEQUENCES, max_size=12), st.integers(1, 5))
-def test_every_sequence_is_what_it_would_be_alone(
+def test_every_sequence_is_the_same_as_alone(
     engine: Engine, rows: list[tuple[list[int], int, tuple[str, ...]]], at_once: int
 ) -> None:
     prompts = [Prompt(i, *row) for i, row in enumerate(rows)]
@@ -75,14 +75,14 @@ def test_every_sequence_is_what_it_would_be_alone(
         assert plain(done[i]) == plain(engine.generate(ids, count, stop))
 
 
-def test_tales_are_the_same_together_and_alone(demo: Engine) -> None:
+def test_texts_are_the_same_in_a_batch_and_alone(demo: Engine) -> None:
     done = demo.generate_batch(TALES * 3, 40, stop=["\n", "king"])
     alone = [demo.generate(prompt, 40, ["\n", "king"]) for prompt in TALES]
     assert [plain(g) for g in done] == 3 * [plain(g) for g in alone]
     assert {g.finish_reason for g in done} >= {"length", "stop"}
 
 
-def test_a_prompt_in_pieces_among_others_is_the_same(
+def test_chunked_prefill_in_a_batch_gives_the_same_tokens(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = [Prompt(n, [(7 * i + n) % 256 for i in range(n)], 6) for n in (50, 3, 31, 1)]
@@ -92,7 +92,7 @@ def test_a_prompt_in_pieces_among_others_is_the_same(
     assert {k: plain(g) for k, g in pieces.items()} == {k: plain(g) for k, g in whole.items()}
 
 
-def test_the_tokens_of_all_events_are_the_tokens_of_the_result(demo: Engine) -> None:
+def test_the_events_contain_the_tokens_of_the_result(demo: Engine) -> None:
     prompts = [Prompt(i, demo.encode_prompt(t), 30, ("king", "“")) for i, t in enumerate(TALES)]
     events = run(scheduler_of(demo), prompts)
     for key, done in ends(events).items():
@@ -101,12 +101,12 @@ def test_the_tokens_of_all_events_are_the_tokens_of_the_result(demo: Engine) -> 
         assert "".join(token.text for token in tokens) == done.text
 
 
-def test_sequences_end_as_they_are_finished(engine: Engine) -> None:
+def test_sequences_end_independently(engine: Engine) -> None:
     prompts = [Prompt("long", [1], 9), Prompt("short", [2], 2), Prompt("none", [3], 0)]
     assert list(ends(run(scheduler_of(engine), prompts))) == ["none", "short", "long"]
 
 
-def test_room_is_what_may_still_begin_at_once(engine: Engine) -> None:
+def test_room_is_the_number_of_sequences_that_can_start(engine: Engine) -> None:
     scheduler = scheduler_of(engine, max_num_seqs=2)
     rooms = [scheduler.room]
     for key in range(3):
@@ -127,7 +127,7 @@ def test_there_is_no_room_while_the_caches_are_full(engine: Engine) -> None:
     assert rooms == [True, True, False]
 
 
-def test_caches_stay_within_their_memory_but_one_sequence_always_runs(
+def test_caches_stay_within_the_memory_limit_but_one_sequence_always_runs(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, 1.0)
@@ -138,9 +138,7 @@ def test_caches_stay_within_their_memory_but_one_sequence_always_runs(
     assert len(together(engine, prompts[:1], max_cache_bytes=1)) == 1
 
 
-def test_sequences_share_the_passes_over_the_weights(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sequences_share_passes(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, 1.0)
     engine.generate_batch(["a"] * 32, 5)
     assert clock.passes == [32] * 5
@@ -155,7 +153,7 @@ def test_a_key_is_in_use_until_its_sequence_has_ended(engine: Engine) -> None:
     scheduler.add(Prompt("a", [1], 2))
 
 
-def test_a_cancelled_sequence_gives_what_it_has_and_no_event(engine: Engine) -> None:
+def test_cancelling_returns_the_partial_result_without_an_event(engine: Engine) -> None:
     scheduler = scheduler_of(engine)
     for key in "ab":
         scheduler.add(Prompt(key, [1, 2], 5))
@@ -194,7 +192,7 @@ def test_every_sequence_has_its_own_deadline(
     }
 
 
-def test_those_that_wait_meet_their_deadline_too(
+def test_waiting_sequences_end_at_their_deadline(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, 1.0)
@@ -204,7 +202,7 @@ def test_those_that_wait_meet_their_deadline_too(
     assert [len(done[i].ids) for i in range(5)] == [4, 4, 0, 0, 0]
 
 
-def test_a_deadline_between_two_pieces_of_a_prompt_ends_it(
+def test_a_deadline_during_prefill_ends_the_sequence(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, 1.0)
@@ -214,7 +212,7 @@ def test_a_deadline_between_two_pieces_of_a_prompt_ends_it(
 
 
 @pytest.mark.parametrize("slow_pass", ["reads a prompt", "only decodes"])
-def test_one_slow_pass_is_not_what_the_next_is_expected_to_take(
+def test_one_slow_pass_does_not_change_the_estimate(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, slow_pass: str
 ) -> None:
     clock = Clock(monkeypatch, 1.0)
@@ -230,7 +228,7 @@ def test_one_slow_pass_is_not_what_the_next_is_expected_to_take(
     assert scheduler.pass_s == 1.0
 
 
-def test_numbers_that_are_none_end_only_the_sequence_they_are_in(tmp_path: Path) -> None:
+def test_nan_ends_only_its_sequence(tmp_path: Path) -> None:
     config = small_config()
     tensors = random_tensors(config)
     tensors["wte.weight"][7] = np.nan
@@ -246,7 +244,7 @@ def test_numbers_that_are_none_end_only_the_sequence_they_are_in(tmp_path: Path)
         assert plain(found[good]) == plain(alone)  # type: ignore[arg-type]
 
 
-def test_an_error_while_decoding_text_ends_only_its_sequence(
+def test_a_text_decoding_error_ends_only_its_sequence(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = engine.generate([2], 6)
@@ -267,7 +265,7 @@ def test_an_empty_batch_is_an_empty_list(engine: Engine) -> None:
     assert engine.generate_batch([]) == []
 
 
-def test_all_prompts_are_checked_before_the_first_is_continued(engine: Engine) -> None:
+def test_all_prompts_are_validated_before_decoding_starts(engine: Engine) -> None:
     with pytest.raises(PromptTooLong):
         engine.generate_batch(["a", "a" * 65])
     with pytest.raises(InvalidArgument, match="not a list"):
@@ -351,7 +349,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert "".join(token.text for token in tokens) == done.text
 
 
-def test_in_any_order_every_sequence_ends_once_as_it_would_alone(engine: Engine) -> None:
+def test_in_any_order_every_sequence_ends_once_and_is_the_same_as_alone(engine: Engine) -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     machine = type("Machine", (AnyOrder,), {"engine": engine})

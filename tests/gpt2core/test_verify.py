@@ -69,14 +69,14 @@ def test_the_published_tiny_model_agrees(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
-def test_a_packed_model_is_compared_as_a_raw_one(
+def test_a_packed_model_is_compared_like_a_raw_one(
     tiny: Path, tmp_path: Path, precision: str
 ) -> None:
     pack(tiny, tmp_path / "packed", precision)
     assert run(tmp_path / "packed").returncode == 0
 
 
-def test_wrong_weights_differ_and_say_where(tiny: Path) -> None:
+def test_wrong_weights_differ_at_a_reported_token(tiny: Path) -> None:
     file = tiny / "model.safetensors"
     data = bytearray(file.read_bytes())
     begin = 8 + int.from_bytes(data[:8], "little")
@@ -90,13 +90,13 @@ def test_wrong_weights_differ_and_say_where(tiny: Path) -> None:
     assert "their logits differ by" in result.stdout
 
 
-def test_a_model_of_another_shape_is_not_checked_and_no_success() -> None:
+def test_a_model_of_another_shape_is_not_checked_and_exits_with_1() -> None:
     result = run(DEMO)
     assert result.returncode == 1
     assert result.stdout.startswith("not checked: no published results for 5 layers of 256")
 
 
-def test_a_directory_without_a_model_is_one_line(tmp_path: Path) -> None:
+def test_a_directory_without_a_model_is_one_error_line(tmp_path: Path) -> None:
     result = run(tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ")
@@ -113,7 +113,7 @@ def test_a_directory_without_a_model_is_one_line(tmp_path: Path) -> None:
     ],
     ids=["all", "the last", "relative", "sum", "logits"],
 )
-def test_numbers_agree_within_their_tolerance_only(
+def test_numbers_agree_only_within_their_tolerance(
     model_dir: Path, record: Callable[[Engine], dict[str, Any]]
 ) -> None:
     right = record(Engine.open(model_dir)) | {"ids": IDS}
@@ -141,7 +141,7 @@ def test_whether_a_continuation_is_greedy_is_compared(model_dir: Path) -> None:
     assert [c.agrees for c in results] == [True, False]
 
 
-def test_a_tie_agrees_up_to_it(model_dir: Path) -> None:
+def test_a_tie_agrees(model_dir: Path) -> None:
     """As where float16 made the published output: its record has a wider `tie`."""
     last = Engine.open(model_dir).logits(IDS)[-1]
     best, second = (int(i) for i in last.argsort()[::-1][:2])
@@ -171,7 +171,7 @@ def test_the_same_text_in_other_tokens_agrees_where_only_text_was_published(
     assert [c.agrees for c in results] == [False, True]
 
 
-def test_tensors_are_held_against_their_digests_raw_and_packed(tmp_path: Path) -> None:
+def test_tensors_are_compared_with_their_digests(tmp_path: Path) -> None:
     config = small_config()
     tensors = random_tensors(config)
     raw = write_model(tmp_path / "raw", config, tensors)
@@ -188,7 +188,7 @@ def test_tensors_are_held_against_their_digests_raw_and_packed(tmp_path: Path) -
     assert "BF16" in not_checked.detail
 
 
-def test_prompts_are_held_against_the_tokenizer(model_dir: Path, tmp_path: Path) -> None:
+def test_prompts_are_compared_with_the_tokenizer(model_dir: Path, tmp_path: Path) -> None:
     engine = Engine.open(model_dir)
     made = engine.generate_ids(engine.encode_prompt("ab"), 3)
     right = {"prompt_ids": engine.encode_prompt("ab"), "prompt_sha256": digest("ab"), "ids": made}
@@ -205,7 +205,7 @@ def test_prompts_are_held_against_the_tokenizer(model_dir: Path, tmp_path: Path)
     assert check(bare, outputs=[right])[0].agrees is None
 
 
-def test_every_record_names_a_known_model_its_source_and_licence() -> None:
+def test_every_record_has_a_known_model_a_source_and_a_licence() -> None:
     published = read_published()
     for kind in ("outputs", "numbers", "digests"):
         assert published[kind]
@@ -215,7 +215,7 @@ def test_every_record_names_a_known_model_its_source_and_licence() -> None:
             assert record["licence"]
 
 
-def test_the_published_ids_are_those_of_the_published_tokenizer(shared_data: Path) -> None:
+def test_the_published_ids_match_the_published_tokenizer(shared_data: Path) -> None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(os.fspath(shared_data / "gpt2-tokenizer" / "tokenizer.json"))
@@ -228,7 +228,7 @@ def test_the_published_ids_are_those_of_the_published_tokenizer(shared_data: Pat
         assert tokenizer.encode(tokenizer.decode(record["ids"])).ids == record["ids"]
 
 
-def test_the_shape_names_the_model(shared_data: Path) -> None:
+def test_the_shape_selects_the_published_model(shared_data: Path) -> None:
     published = read_published()
     tiny = Engine.open(shared_data / "tiny-random-gpt2")
     assert published_name(tiny, published) == "tiny-random-gpt2"

@@ -79,7 +79,7 @@ def check_http(reply: dict[str, Any], *, alb: bool = False, multi: bool = False)
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_every_good_event_gets_its_reply_in_the_shape_of_its_source(
+def test_every_valid_event_gets_a_reply_in_the_format_of_its_source(
     function: Function, name: str
 ) -> None:
     reply = function.invoke(load_event(name), Context())
@@ -107,7 +107,7 @@ def test_every_good_event_gets_its_reply_in_the_shape_of_its_source(
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_every_bad_event_gets_an_error_that_names_status_type_and_field(
+def test_every_invalid_event_gets_an_error_with_status_type_and_field(
     function: Function, name: str
 ) -> None:
     status, kind, param = BAD[name]
@@ -129,14 +129,12 @@ def test_every_event_file_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", event_names("unsupported"))
-def test_an_event_of_another_service_is_raised_and_not_answered(
-    function: Function, name: str
-) -> None:
+def test_an_unsupported_event_raises_an_error(function: Function, name: str) -> None:
     with pytest.raises(UnsupportedEvent, match="supported"):
         function.invoke(load_event(name), Context())
 
 
-def test_a_method_that_is_not_allowed_names_those_that_are(function: Function) -> None:
+def test_the_405_reply_lists_the_allowed_methods(function: Function) -> None:
     assert function.invoke(load_event("bad-method"))["headers"]["Allow"] == "POST"
 
 
@@ -157,7 +155,7 @@ def test_the_native_reply_has_exactly_its_fields(small: Function) -> None:
     assert "id" not in small.invoke({"prompt": "abc"})
 
 
-def test_an_invoke_that_opens_the_model_logs_where_its_time_went(
+def test_an_invoke_that_opens_the_model_logs_its_phases(
     model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function = Function(Settings(model_dir=str(model_dir), model_dir_named=True))
@@ -174,7 +172,7 @@ def test_an_invoke_that_opens_the_model_logs_where_its_time_went(
     assert json.loads(capsys.readouterr().err)["message"] == "invoke"
 
 
-def test_the_line_of_an_invoke_carries_its_metrics(
+def test_the_log_line_of_an_invoke_contains_its_metrics(
     small: Function, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small.invoke({"prompt": ["abc", "d"], "max_new_tokens": 4}, Context())
@@ -190,20 +188,20 @@ def test_the_line_of_an_invoke_carries_its_metrics(
     assert (line["FunctionName"], line["Source"]) == (Context.function_name, "direct")
 
 
-def test_metrics_outside_of_lambda_are_those_of_a_local_function(
+def test_metrics_outside_of_lambda_have_the_function_name_local(
     small: Function, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small.invoke({"prompt": "abc", "max_new_tokens": 1})
     assert json.loads(capsys.readouterr().err)["FunctionName"] == "local"
 
 
-def test_the_full_text_is_the_prompt_and_the_continuation(small: Function) -> None:
+def test_return_full_text_prepends_the_prompt(small: Function) -> None:
     alone = small.invoke({"prompt": "abc", "max_new_tokens": 5})["generated_text"]
     full = small.invoke({"prompt": "abc", "max_new_tokens": 5, "return_full_text": True})
     assert full["generated_text"] == "abc" + alone
 
 
-def test_hugging_face_returns_the_full_text_unless_told_otherwise(small: Function) -> None:
+def test_hugging_face_returns_the_full_text_by_default(small: Function) -> None:
     full = small.invoke({"inputs": "abc"})
     part = small.invoke({"inputs": "abc", "parameters": {"return_full_text": False}})
     assert full == [{"generated_text": "abc" + part[0]["generated_text"]}]
@@ -211,7 +209,7 @@ def test_hugging_face_returns_the_full_text_unless_told_otherwise(small: Functio
 
 
 @pytest.mark.parametrize(("allow", "tokens"), [({}, 2), ({"allow_special": False}, 14)])
-def test_special_tokens_in_a_prompt_are_recognised_unless_the_request_refuses(
+def test_special_tokens_in_a_prompt_are_recognized_unless_disabled(
     small: Function, allow: dict[str, bool], tokens: int
 ) -> None:
     native = small.invoke({"prompt": "a<|endoftext|>", "max_new_tokens": 1} | allow)
@@ -221,7 +219,7 @@ def test_special_tokens_in_a_prompt_are_recognised_unless_the_request_refuses(
     assert details["generated_tokens"] == 64 - tokens
 
 
-def test_allow_special_is_true_or_false(small: Function) -> None:
+def test_allow_special_must_be_a_boolean(small: Function) -> None:
     error = small.invoke({"prompt": "a", "allow_special": 1})["error"]
     assert (error["type"], error["param"]) == ("BadRequest", "allow_special")
     reply = small.invoke({"inputs": "a", "parameters": {"allow_special": "no"}})
@@ -229,7 +227,7 @@ def test_allow_special_is_true_or_false(small: Function) -> None:
     assert reply["error_type"] == "validation"
 
 
-def test_the_hugging_face_details_say_why_and_how_many(small: Function) -> None:
+def test_hugging_face_details_have_finish_reason_and_token_count(small: Function) -> None:
     parameters = {"max_new_tokens": 4, "details": True}
     details = small.invoke({"inputs": "abc", "parameters": parameters})[0]["details"]
     assert details == {"finish_reason": "length", "generated_tokens": 4}
@@ -256,7 +254,7 @@ def test_the_first_reply_is_a_cold_start_with_its_phases_and_the_second_is_not(
     assert {p for p, ms in warm.items() if ms} == {"prefill", "decode", "total"}
 
 
-def test_a_reply_that_had_to_open_the_engine_after_a_health_check_is_cold(model_dir: Path) -> None:
+def test_the_first_generation_after_a_health_check_is_a_cold_start(model_dir: Path) -> None:
     function = Function(Settings(model_dir=str(model_dir)))
     health = [payload(function.invoke(load_event("url-health"))) for _ in range(2)]
     assert [(h["cold_start"], h["model"]) for h in health] == [(True, None), (False, None)]
@@ -272,7 +270,7 @@ def test_the_engine_is_opened_once_and_kept(small: Function) -> None:
     assert small.model.engine is engine
 
 
-def test_the_remaining_time_ends_the_text(small: Function) -> None:
+def test_the_text_ends_when_the_remaining_time_does(small: Function) -> None:
     reply = small.invoke({"prompt": "abc", "max_new_tokens": 9}, Context(remaining_ms=1))
     assert (reply["finish_reason"], reply["generated_text"]) == ("deadline", "")
     reply = small.invoke({"prompt": ["a", "b"]}, Context(remaining_ms=1))
@@ -289,20 +287,20 @@ def test_a_model_without_a_beginning_of_text_token_warms_up(
     assert function.invoke(load_event("schedule"))["timings_ms"]["prefill"] > 0
 
 
-def test_what_cannot_be_written_as_utf8_is_escaped_in_the_error(small: Function) -> None:
+def test_lone_surrogates_are_escaped_in_error_messages(small: Function) -> None:
     for method, path in (("\udfff", "/"), ("POST", "/\ud800")):
         reply = small.invoke(http_event("{}", source="rest", method=method, path=path))
         assert 400 <= reply["statusCode"] < 500
         assert reply["body"].isascii()
 
 
-def test_a_huge_number_is_rejected_and_not_echoed(small: Function) -> None:
+def test_a_huge_number_is_rejected_and_not_repeated(small: Function) -> None:
     error = small.invoke({"prompt": "abc", "max_new_tokens": 10**5000})["error"]
     assert error["type"] == "LimitExceeded"
     assert len(error["message"]) < 200
 
 
-def test_limits_of_the_settings_refuse_and_never_clamp(model_dir: Path) -> None:
+def test_requests_over_the_limits_are_rejected_instead_of_clamped(model_dir: Path) -> None:
     settings = Settings(model_dir=str(model_dir), max_new_tokens=5, max_prompt_tokens=4)
     function = Function(settings)
     assert function.invoke({"prompt": "abcd"})["usage"]["completion_tokens"] == 5
@@ -317,7 +315,7 @@ def test_limits_of_the_settings_refuse_and_never_clamp(model_dir: Path) -> None:
     assert "the limit is 4" in function.invoke({"prompt": "a" * 100})["error"]["message"]
 
 
-def test_a_model_that_is_not_there_is_a_503_and_not_the_demo(tmp_path: Path) -> None:
+def test_a_missing_model_is_a_503_and_not_replaced_by_the_demo(tmp_path: Path) -> None:
     function = Function(Settings(model_dir=str(tmp_path), model_dir_named=True))
     reply = function.invoke(load_event("url-generate"))
     assert reply["statusCode"] == 503
@@ -334,13 +332,13 @@ def test_a_model_that_appears_later_is_opened_by_the_next_invoke(
     assert "generated_text" in function.invoke({"prompt": "abc"})
 
 
-def test_a_schedule_raises_what_it_cannot_do_so_that_it_is_retried(tmp_path: Path) -> None:
+def test_a_failed_schedule_raises_so_that_it_is_retried(tmp_path: Path) -> None:
     function = Function(Settings(model_dir=str(tmp_path), model_dir_named=True))
     with pytest.raises(ModelUnavailable):
         function.invoke(load_event("schedule"))
 
 
-def test_a_broken_checkpoint_is_a_503_and_one_line_in_the_log(
+def test_an_invalid_checkpoint_is_a_503_and_one_log_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_model(tmp_path / "model")
@@ -354,7 +352,7 @@ def test_a_broken_checkpoint_is_a_503_and_one_line_in_the_log(
     assert logged["request_id"] == Context.aws_request_id
 
 
-def test_a_defect_of_ours_is_a_500_whose_log_has_the_place_but_never_the_prompt(
+def test_an_internal_error_is_a_500_whose_log_has_the_stack_but_no_prompt(
     small: Function, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -374,7 +372,7 @@ def test_a_defect_of_ours_is_a_500_whose_log_has_the_place_but_never_the_prompt(
     assert any("test_app.py" in frame for frame in error["stack"])
 
 
-def test_good_and_bad_requests_are_one_line_each_without_their_words(
+def test_each_request_is_one_log_line_without_its_text(
     small: Function, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small.invoke({"prompt": "secret", "stop": "secret"})
@@ -405,7 +403,7 @@ def test_good_and_bad_requests_are_one_line_each_without_their_words(
         ("direct-generate", "\x01" * 1_100_000, 413),
     ],
 )
-def test_a_reply_is_measured_as_it_is_posted(
+def test_the_size_limit_applies_to_the_posted_reply(
     small: Function,
     name: str,
     characters: str,
@@ -426,7 +424,7 @@ def test_a_reply_is_measured_as_it_is_posted(
         assert (logged["Errors"], logged["error"]) == (1, "BodyTooLarge")
 
 
-def test_what_fits_in_utf8_is_not_refused_where_it_is_posted_so(
+def test_the_size_limit_counts_utf8_if_the_runtime_posts_utf8(
     small: Function, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_EXECUTION_ENV", "AWS_Lambda_python3.13")
@@ -458,7 +456,7 @@ def decoding(model_dir: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) 
         ("url", 10, 10),
     ],
 )
-def test_the_text_so_far_goes_before_the_gateway_gives_up(
+def test_the_partial_text_is_returned_before_the_gateway_times_out(
     model_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
     source: str,
@@ -477,7 +475,7 @@ def test_the_text_so_far_goes_before_the_gateway_gives_up(
         assert len(body["generated_text"]) > 0
 
 
-def test_the_functions_own_end_comes_first_where_it_does(
+def test_the_earlier_of_both_timeouts_counts(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     function, clock = decoding(model_dir, monkeypatch)
@@ -489,7 +487,7 @@ def test_the_functions_own_end_comes_first_where_it_does(
 
 
 @pytest.mark.parametrize(("ago", "seconds"), [(12, 18), (0, 30), (86_400, 30), (-86_400, 30)])
-def test_the_time_counts_from_when_the_gateway_asked_unless_the_event_is_an_old_one(
+def test_the_timeout_starts_with_the_request_unless_the_event_is_old(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, ago: int, seconds: int
 ) -> None:
     function, clock = decoding(model_dir, monkeypatch)
@@ -500,7 +498,7 @@ def test_the_time_counts_from_when_the_gateway_asked_unless_the_event_is_an_old_
     assert seconds - 3 <= clock.now - began < seconds
 
 
-def test_direct_and_batch_invokes_wait_for_as_long_as_the_function_runs(
+def test_direct_and_batch_invokes_have_only_the_functions_timeout(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     function, _ = decoding(model_dir, monkeypatch, http_timeout=5)
@@ -530,7 +528,7 @@ def no_model(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("initialization_type", ["on-demand", "lambda-managed-instances", ""])
-def test_a_model_that_cannot_be_preloaded_on_demand_is_a_503_and_tried_again(
+def test_a_failed_preload_on_demand_is_a_503_and_retried(
     initialization_type: str, no_model: str, model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function = started(initialization_type, GPT2_MODEL_DIR=no_model)
@@ -547,14 +545,14 @@ def test_a_model_that_cannot_be_preloaded_on_demand_is_a_503_and_tried_again(
 
 
 @pytest.mark.parametrize("initialization_type", ["provisioned-concurrency", "snap-start"])
-def test_a_model_that_cannot_be_preloaded_for_a_version_fails_its_init(
+def test_a_failed_preload_fails_the_init_of_a_version(
     initialization_type: str, no_model: str
 ) -> None:
     with pytest.raises((ModelUnavailable, CheckpointError)):
         started(initialization_type, GPT2_MODEL_DIR=no_model)
 
 
-def test_a_defect_of_ours_is_raised_without_its_text_where_errors_are(
+def test_an_internal_error_is_raised_without_its_message(
     small: Function, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -568,7 +566,7 @@ def test_a_defect_of_ours_is_raised_without_its_text_where_errors_are(
     assert "patient" not in caught.value.message + capsys.readouterr().err
 
 
-def test_a_model_without_an_end_of_text_token_answers_an_empty_prompt_with_400(
+def test_an_empty_prompt_is_a_400_without_a_beginning_of_text_token(
     tmp_path: Path,
 ) -> None:
     folder = write_model(tmp_path / "model", small_config(bos_token_id=None, eos_token_id=None))
@@ -669,14 +667,14 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Function:
 
 
 @given(http_events())
-def test_whatever_arrives_over_http_gets_a_reply_and_never_a_500(
+def test_any_http_event_gets_a_reply_below_500(
     fuzzed: Function, case: tuple[str, dict[str, Any]]
 ) -> None:
     check_http_answer(fuzzed, case)
 
 
 @given(JSON | FIELDS)
-def test_whatever_is_invoked_directly_gets_a_reply_and_never_our_error(
+def test_any_direct_event_gets_a_reply_without_an_internal_error(
     fuzzed: Function, event: Any
 ) -> None:
     check_direct_answer(fuzzed, event)
@@ -685,7 +683,7 @@ def test_whatever_is_invoked_directly_gets_a_reply_and_never_our_error(
 @pytest.mark.slow
 @hypothesis_settings(max_examples=10_000)
 @given(http_events())
-def test_many_things_over_http_get_a_reply_and_never_a_500(
+def test_many_http_events_get_a_reply_below_500(
     fuzzed: Function, case: tuple[str, dict[str, Any]]
 ) -> None:
     check_http_answer(fuzzed, case)
@@ -694,11 +692,13 @@ def test_many_things_over_http_get_a_reply_and_never_a_500(
 @pytest.mark.slow
 @hypothesis_settings(max_examples=10_000)
 @given(JSON | FIELDS)
-def test_many_direct_events_get_a_reply_and_never_our_error(fuzzed: Function, event: Any) -> None:
+def test_many_direct_events_get_a_reply_without_an_internal_error(
+    fuzzed: Function, event: Any
+) -> None:
     check_direct_answer(fuzzed, event)
 
 
-def test_the_demo_is_beside_the_code() -> None:
+def test_the_demo_model_is_part_of_the_project() -> None:
     from handler.store.select import DEMO_DIR
 
     assert Path(DEMO_DIR) == DEMO
@@ -738,7 +738,7 @@ def test_a_panic_while_a_tokenizer_is_opened_is_an_error_reply(
     assert "error" not in function.invoke({"prompt": "x", "max_new_tokens": 1})
 
 
-def test_kernels_that_do_not_run_are_a_setting_that_cannot_be_met(
+def test_unavailable_kernels_are_a_settings_error(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gpt2core import engine

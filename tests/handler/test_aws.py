@@ -33,7 +33,9 @@ def answered(status: int, code: str, message: str = "Access Denied") -> ClientEr
         (301, "PermanentRedirect", "unknown"),
     ],
 )
-def test_the_cause_is_the_code_and_only_then_the_status(status: int, code: str, cause: str) -> None:
+def test_the_error_code_takes_precedence_over_the_status(
+    status: int, code: str, cause: str
+) -> None:
     assert refusal(answered(status, code)).cause == cause
 
 
@@ -53,9 +55,7 @@ def test_the_cause_is_the_code_and_only_then_the_status(status: int, code: str, 
         ("Bucket is a Requester Pays bucket", "requester pays"),
     ],
 )
-def test_a_denial_that_tells_its_reason_is_told_by_it_and_by_no_name(
-    message: str, advice: str
-) -> None:
+def test_access_denied_reports_the_reason_without_names(message: str, advice: str) -> None:
     user = "User: arn:aws:sts::123456789012:assumed-role/secret-role/function "
     found = refusal(answered(403, "AccessDenied", user + message))
     assert advice in found.advice
@@ -63,7 +63,7 @@ def test_a_denial_that_tells_its_reason_is_told_by_it_and_by_no_name(
     assert "secret-role" not in str(found)
 
 
-def test_a_policy_that_denies_is_named_by_its_kind() -> None:
+def test_access_denied_names_the_kind_of_policy() -> None:
     message = (
         "not authorized to perform: s3:GetObject with an explicit deny in a resource-based policy"
     )
@@ -72,7 +72,7 @@ def test_a_policy_that_denies_is_named_by_its_kind() -> None:
     )
 
 
-def test_without_an_answer_the_cause_is_ours_or_passes() -> None:
+def test_errors_without_a_response_are_permanent_or_transient() -> None:
     assert refusal(NoCredentialsError()).cause == "credentials"
     assert refusal(EndpointConnectionError(endpoint_url="http://x")).cause == "transient"
     assert refusal(OSError("reset")).cause == "transient"
@@ -92,5 +92,5 @@ def test_without_an_answer_the_cause_is_ours_or_passes() -> None:
         ("s3://bucket/a//", "a//"),
     ],
 )
-def test_a_prefix_is_taken_as_it_is_written(uri: str, prefix: str) -> None:
+def test_a_prefix_is_used_unchanged(uri: str, prefix: str) -> None:
     assert bucket_and_prefix(uri) == ("bucket", prefix)

@@ -74,7 +74,7 @@ def test_invoke_prints_the_reply_on_stdout_and_the_timings_on_stderr() -> None:
         assert f"  {phase} " in result.stderr
 
 
-def test_invoke_prints_only_the_text_when_asked_and_reads_stdin() -> None:
+def test_invoke_with_text_prints_only_the_text_and_reads_stdin() -> None:
     event = {"prompt": "Once upon a time", "max_new_tokens": 5, "return_full_text": True}
     result = run("handler", "invoke", "--text", "-", stdin=json.dumps(event))
     assert result.returncode == 0
@@ -82,7 +82,7 @@ def test_invoke_prints_only_the_text_when_asked_and_reads_stdin() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"requestContext": {"http": {"method": "POST"}}}])
-def test_invoke_prints_a_stream_as_it_is(fields: dict[str, Any]) -> None:
+def test_invoke_prints_a_stream_unchanged(fields: dict[str, Any]) -> None:
     asked = {"prompt": "Once", "max_new_tokens": 2, "stream": True}
     event = {**fields, "rawPath": "/", "body": json.dumps(asked)} if fields else asked
     result = run("handler", "invoke", "--text", "-", stdin=json.dumps(event))
@@ -92,7 +92,7 @@ def test_invoke_prints_a_stream_as_it_is(fields: dict[str, Any]) -> None:
     ]
 
 
-def test_invoke_takes_another_model(model_dir: Path) -> None:
+def test_invoke_uses_the_model_of_the_option(model_dir: Path) -> None:
     result = run("handler", "invoke", "-", "--model", str(model_dir), stdin='{"prompt": "a"}')
     assert json.loads(result.stdout)["model"] == model_dir.name
 
@@ -106,7 +106,7 @@ def test_invoke_takes_another_model(model_dir: Path) -> None:
         ("Makefile", "error: Makefile is not JSON: Expecting value: line 1 column 1"),
     ],
 )
-def test_a_failed_invoke_exits_with_1_and_says_why_first(event: str, words: str) -> None:
+def test_a_failed_invoke_exits_with_1_and_an_error_message(event: str, words: str) -> None:
     result = run("handler", "invoke", event)
     assert result.returncode == 1
     assert result.stderr.startswith(words)
@@ -119,35 +119,37 @@ def test_a_failed_invoke_in_the_hugging_face_format_says_why() -> None:
 
 
 @pytest.mark.parametrize("command", [("invoke", "events/api-health.json"), ("serve",)])
-def test_a_model_that_is_not_there_is_one_line_and_never_the_demo(command: tuple[str, ...]) -> None:
+def test_a_missing_model_is_one_error_line_and_not_replaced_by_the_demo(
+    command: tuple[str, ...],
+) -> None:
     result = run("handler", *command, "--model", "/nowhere", GPT2_MODEL_URI="demo")
     assert result.returncode == 1
     assert result.stderr == "error: --model /nowhere is not a model directory\n"
 
 
-def test_a_model_that_cannot_be_had_is_one_line() -> None:
+def test_an_unavailable_model_is_one_error_line() -> None:
     result = run("handler", "invoke", "events/direct-generate.json", GPT2_MODEL_DIR="/nowhere")
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1
     assert "GPT2_MODEL_DIR '/nowhere' has no model" in result.stderr
 
 
-def test_health_as_text_is_its_status() -> None:
+def test_the_text_of_a_health_check_is_its_status() -> None:
     assert run("handler", "invoke", "--text", "events/api-health.json").stdout == "ok\n"
 
 
-def test_a_bad_setting_is_one_line(model_dir: Path) -> None:
+def test_an_invalid_setting_is_one_error_line(model_dir: Path) -> None:
     result = run("handler", "invoke", "-", stdin="{}", GPT2_THREADS="none")
     assert result.returncode == 1
     assert result.stderr == "error: GPT2_THREADS is 'none'; accepted: an integer from 1 to 1024\n"
 
 
-def test_timings_are_printed_where_the_reply_has_no_place_for_them() -> None:
+def test_timings_are_printed_although_the_reply_has_none() -> None:
     result = run("handler", "invoke", "events/direct-huggingface.json")
     assert "cold start, milliseconds (model: demo)" in result.stderr
 
 
-def test_a_text_that_cannot_be_written_is_one_line(model_dir: Path) -> None:
+def test_a_write_error_is_one_error_line(model_dir: Path) -> None:
     args = ("generate", "é", "--model", str(model_dir))
     result = run("gpt2core", *args, PYTHONIOENCODING="ascii")
     assert result.returncode == 1
@@ -163,7 +165,7 @@ def test_generate_prints_the_prompt_and_its_continuation(model_dir: Path) -> Non
 
 
 @pytest.mark.parametrize("args", [("-n", "-1"), ("--model", "/nowhere"), ("--model", "tests")])
-def test_a_failed_generate_exits_with_1_and_one_line(args: tuple[str, ...]) -> None:
+def test_a_failed_generate_exits_with_1_and_one_error_line(args: tuple[str, ...]) -> None:
     result = run("gpt2core", "generate", "abc", *args)
     assert result.returncode == 1
     assert result.stdout == ""
@@ -171,7 +173,7 @@ def test_a_failed_generate_exits_with_1_and_one_line(args: tuple[str, ...]) -> N
     assert result.stderr.startswith("error: ")
 
 
-def test_a_reader_that_leaves_is_no_traceback(model_dir: Path) -> None:
+def test_a_closed_pipe_prints_no_traceback(model_dir: Path) -> None:
     command = f"{sys.executable} -m gpt2core generate abc -n 60 --model {model_dir} | true"
     result = subprocess.run(
         ["sh", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False
@@ -180,7 +182,7 @@ def test_a_reader_that_leaves_is_no_traceback(model_dir: Path) -> None:
     assert "BrokenPipe" not in result.stderr
 
 
-def test_the_core_takes_a_special_token_in_a_prompt_as_text_on_request(model_dir: Path) -> None:
+def test_no_allow_special_treats_special_tokens_as_text(model_dir: Path) -> None:
     prompt = "a" * 60 + "<|endoftext|>"  # 61 tokens of 64, or 73
     assert run("gpt2core", "generate", prompt, "--model", str(model_dir)).returncode == 0
     refused = run("gpt2core", "generate", prompt, "--no-allow-special", "--model", str(model_dir))
@@ -188,7 +190,7 @@ def test_the_core_takes_a_special_token_in_a_prompt_as_text_on_request(model_dir
     assert "73 tokens" in refused.stderr
 
 
-def test_info_says_which_kernels_run_and_what_a_directory_holds(
+def test_info_prints_the_kernels_and_the_contents_of_a_directory(
     model_dir: Path, tmp_path: Path
 ) -> None:
     assert run("gpt2core", "info").stdout.startswith("kernels:    ")
@@ -205,11 +207,11 @@ def test_info_says_which_kernels_run_and_what_a_directory_holds(
         assert tokenizer in lines["tokenizer"]
 
 
-def test_info_says_why_numpy_computes() -> None:
+def test_info_prints_why_numpy_is_used() -> None:
     assert "GPT2_KERNELS" in run("gpt2core", "info", GPT2_KERNELS="numpy").stdout
 
 
-def test_pack_shows_a_bar_on_a_terminal_only(model_dir: Path, tmp_path: Path) -> None:
+def test_pack_shows_a_progress_bar_only_on_a_terminal(model_dir: Path, tmp_path: Path) -> None:
     code, shown = run_on_terminal("gpt2core", "pack", str(model_dir), str(tmp_path / "a"))
     assert code == 0
     assert "B/s]" in shown

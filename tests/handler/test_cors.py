@@ -29,7 +29,7 @@ def preflight(origins: str, path: str = "/generate", **fields: Any) -> tuple[int
     return ask(origins, "OPTIONS", path, access_control_request_method="POST", **fields)
 
 
-def test_without_the_setting_no_reply_speaks_of_origins() -> None:
+def test_without_the_setting_replies_have_no_cors_headers() -> None:
     _, headers = ask("", origin=ORIGIN)
     assert not [name for name in headers if name.startswith("Access-Control")]
     assert "Vary" not in headers
@@ -37,7 +37,7 @@ def test_without_the_setting_no_reply_speaks_of_origins() -> None:
 
 
 @pytest.mark.parametrize("source", ["url", "api", "rest", "alb"])
-def test_a_named_origin_is_let_in_through_every_door(source: str) -> None:
+def test_a_configured_origin_is_allowed_from_every_source(source: str) -> None:
     status, headers = preflight(f"{OTHER}, {ORIGIN}", origin=ORIGIN, source=source)
     assert status == 200
     assert headers["Access-Control-Allow-Origin"] == ORIGIN
@@ -46,17 +46,17 @@ def test_a_named_origin_is_let_in_through_every_door(source: str) -> None:
     assert headers["Vary"] == "Origin"
 
 
-def test_another_origin_is_not_let_in() -> None:
+def test_other_origins_are_not_allowed() -> None:
     for _, headers in (ask(ORIGIN, origin=OTHER), preflight(ORIGIN, origin=OTHER), ask(ORIGIN)):
         assert "Access-Control-Allow-Origin" not in headers
         assert headers["Vary"] == "Origin"
 
 
-def test_every_origin_is_let_in_by_a_star() -> None:
+def test_a_star_allows_every_origin() -> None:
     assert ask("*", origin=OTHER)[1]["Access-Control-Allow-Origin"] == "*"
 
 
-def test_a_page_can_read_errors() -> None:
+def test_errors_have_cors_headers() -> None:
     status, headers = ask(ORIGIN, "POST", "/generate", origin=ORIGIN)
     assert (status, headers["Access-Control-Allow-Origin"]) == (401, ORIGIN)
 
@@ -69,12 +69,12 @@ def test_only_preflights_of_routes_need_no_key() -> None:
 @pytest.mark.parametrize(
     "value", ["example.com", "https://example.com/", "null", "https://*.example.com", "ftp://a"]
 )
-def test_what_is_no_origin_is_refused(value: str) -> None:
+def test_an_invalid_origin_is_rejected(value: str) -> None:
     with pytest.raises(SettingsError, match="GPT2_CORS_ORIGINS"):
         Settings.from_environ({"GPT2_CORS_ORIGINS": value})
 
 
-def test_only_with_the_setting_is_it_loaded() -> None:
+def test_cors_is_imported_only_with_the_setting() -> None:
     loaded = modules_after(
         "from handler.app import lambda_handler\n"
         "assert lambda_handler(json.load(open('events/url-health.json')))['statusCode'] == 200"

@@ -101,9 +101,7 @@ def test_prompts_of_several_threads_share_passes_and_each_gets_its_own_ids(
     assert gate.sequences[:2] == [1, 8]
 
 
-def test_a_cancelled_caller_leaves_the_scheduler_and_the_others_go_on(
-    engine: Engine, gate: Gate
-) -> None:
+def test_cancelling_a_caller_does_not_affect_the_others(engine: Engine, gate: Gate) -> None:
     thread = DecodingThread(engine)
     gone = threading.Event()
     with ThreadPoolExecutor(2) as callers:
@@ -119,7 +117,7 @@ def test_a_cancelled_caller_leaves_the_scheduler_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("failure", [MemoryError("none left"), CheckpointError("changed")])
-def test_everybody_hears_of_a_pass_that_raises_and_the_next_request_works(
+def test_a_failed_pass_fails_all_active_requests_but_not_the_next(
     engine: Engine, gate: Gate, failure: Exception
 ) -> None:
     thread = DecodingThread(engine)
@@ -158,7 +156,7 @@ def url(
         local.shutdown()
 
 
-def test_one_request_too_many_is_told_when_to_try_again(url: Any, gate: Gate) -> None:
+def test_a_request_over_the_limit_is_a_429_with_retry_after(url: Any, gate: Gate) -> None:
     waiting = [url("a")]
     gate.wait()
     waiting.append(url("b"))
@@ -173,7 +171,7 @@ def test_one_request_too_many_is_told_when_to_try_again(url: Any, gate: Gate) ->
     assert url("c").getresponse().status == 200
 
 
-def test_the_sequence_of_a_client_that_goes_away_leaves_the_scheduler(
+def test_the_sequence_of_a_disconnected_client_is_cancelled(
     url: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cancelled = threading.Event()
@@ -196,7 +194,7 @@ def test_the_sequence_of_a_client_that_goes_away_leaves_the_scheduler(
     assert len(app.function.decoding_thread._scheduler) == 0
 
 
-def test_eight_requests_at_once_get_the_texts_that_each_gets_alone(
+def test_eight_concurrent_requests_get_the_same_texts_as_alone(
     url: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app.function, "settings", app.function.settings._replace(max_waiting=8))
@@ -207,7 +205,7 @@ def test_eight_requests_at_once_get_the_texts_that_each_gets_alone(
     assert texts == [engine.generate(prompt, 30).text for prompt in prompts]
 
 
-def test_requests_of_a_batch_end_with_results_errors_or_unfinished(
+def test_every_request_of_a_batch_has_a_result_or_an_error(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, 1.0)
@@ -220,7 +218,7 @@ def test_requests_of_a_batch_end_with_results_errors_or_unfinished(
     assert completion.text == engine.generate("a", 3).text
 
 
-def test_a_request_that_would_not_end_in_time_is_not_begun(
+def test_a_request_that_cannot_finish_in_time_is_not_started(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, 1.0)
@@ -245,7 +243,7 @@ def test_one_slow_prompt_does_not_end_a_batch(
     assert len(done) == 300
 
 
-def test_a_list_of_prompts_fails_as_one_and_its_other_prompts_leave(
+def test_a_failed_prompt_cancels_the_others_of_its_request(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = RequestBatch(engine, Settings(), None)
@@ -268,7 +266,7 @@ def test_a_list_of_prompts_fails_as_one_and_its_other_prompts_leave(
     assert finished["other"][0].text == engine.generate("d", 4).text  # type: ignore[index]
 
 
-def test_in_a_batch_the_request_decides_what_is_drawn(engine: Engine) -> None:
+def test_in_a_batch_the_seed_is_derived_from_the_request(engine: Engine) -> None:
     asked = {"prompt": "abc", "temperature": 1.0, "max_new_tokens": 20}
     requests = [parse_request(asked), parse_request(asked), parse_request(asked | {"prompt": "x"})]
 

@@ -39,7 +39,7 @@ def test_every_route_is_described_with_its_methods() -> None:
     assert described == {path: set(methods) for path, methods in routes().items()}
 
 
-def test_every_field_that_is_taken_is_described() -> None:
+def test_every_request_field_is_described() -> None:
     assert properties("NativeRequest") == set(native.FIELDS)
     assert properties("HuggingFaceRequest") == set(huggingface.FIELDS)
     assert properties("CompletionRequest") == set(openai.FIELDS)
@@ -47,7 +47,7 @@ def test_every_field_that_is_taken_is_described() -> None:
     assert set(parameters) == {*huggingface.PARAMETERS, *huggingface.NEUTRAL}
 
 
-def test_every_reference_leads_to_a_schema() -> None:
+def test_every_reference_has_a_schema() -> None:
     text = json.dumps(document())
     names = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
     assert names <= set(SCHEMAS)
@@ -56,13 +56,13 @@ def test_every_reference_leads_to_a_schema() -> None:
 
 @pytest.mark.parametrize("path", [*sorted(set(routes()) - {"/v1/models/"}), "/v1/models/demo"])
 @pytest.mark.parametrize("method", ["TRACE", "FOO", "PUT", "DELETE", "CONNECT"])
-def test_every_method_that_is_not_served_is_a_405_with_allow(path: str, method: str) -> None:
+def test_every_unsupported_method_is_a_405_with_allow(path: str, method: str) -> None:
     reply = get(path, method)
     known = routes().get(path, routes()["/v1/models/"])
     assert (reply["statusCode"], reply["headers"]["Allow"]) == (405, ", ".join(known))
 
 
-def test_only_who_asks_for_the_document_loads_what_makes_it() -> None:
+def test_the_document_is_imported_only_on_request() -> None:
     loaded = modules_after(
         "from handler.app import lambda_handler\n"
         "assert lambda_handler(json.load(open('events/url-health.json')))['statusCode'] == 200"

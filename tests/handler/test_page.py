@@ -25,7 +25,7 @@ def header(reply: Any, name: str) -> str:
 
 
 @pytest.mark.parametrize("source", ["url", "api", "rest", "alb"])
-def test_every_door_shows_the_page(source: str) -> None:
+def test_every_source_serves_the_page(source: str) -> None:
     reply = get(source=source)
     assert reply["statusCode"] == 200
     assert header(reply, "Content-Type") == "text/html; charset=utf-8"
@@ -39,17 +39,17 @@ def test_the_page_needs_no_key() -> None:
 
 
 @pytest.mark.parametrize("path", ["/gpt2", "/gpt2/"])
-def test_the_page_is_found_below_a_base_path(path: str) -> None:
+def test_the_page_is_served_below_a_base_path(path: str) -> None:
     assert get(path, base_path="/gpt2")["body"].startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize("method", ["PUT", "TRACE", "FOO", "OPTIONS"])
-def test_other_methods_are_told_what_the_route_answers(method: str) -> None:
+def test_other_methods_are_a_405_with_allow(method: str) -> None:
     reply = get(method=method)
     assert (reply["statusCode"], header(reply, "Allow")) == (405, "POST, GET, HEAD")
 
 
-def test_the_policy_allows_the_pages_own_script_and_style_alone() -> None:
+def test_the_content_security_policy_allows_only_the_pages_script_and_style() -> None:
     text, headers = page()
     policy = dict(
         part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";")
@@ -62,13 +62,13 @@ def test_the_policy_allows_the_pages_own_script_and_style_alone() -> None:
     assert "unsafe" not in headers["Content-Security-Policy"]
 
 
-def test_the_page_names_no_other_place_and_has_no_inline_code() -> None:
+def test_the_page_has_no_external_urls_and_no_inline_handlers() -> None:
     text, _ = page()
     assert not re.search(r"https?://|[\s\"']//[a-z]", text.split("<script>")[0])
     assert not re.search(r"<[^>]+\s(style|on\w+)=", text.split("<script>")[0])
 
 
-def test_only_who_asks_for_the_page_loads_it() -> None:
+def test_the_page_is_imported_only_on_request() -> None:
     loaded = modules_after(
         "from handler.app import lambda_handler\n"
         "assert lambda_handler(json.load(open('events/url-health.json')))['statusCode'] == 200\n"

@@ -41,7 +41,7 @@ def start(model_dir: Path, log: Path) -> tuple["subprocess.Popen[bytes]", int]:
     return process, int(match[1])
 
 
-def test_the_server_prints_where_its_page_is_and_a_request_that_it_answers(
+def test_the_server_prints_its_page_and_a_working_request(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPT2_API_KEY", "secret")
@@ -85,7 +85,7 @@ def ask(
     return reply.status, {k.lower(): v for k, v in reply.getheaders()}, content
 
 
-def test_generate_answers_json_with_timings_and_cold_start_in_the_headers(port: int) -> None:
+def test_replies_have_timings_and_cold_start_headers(port: int) -> None:
     status, headers, body = ask(port, "POST", "/generate", {"prompt": "abc", "max_new_tokens": 3})
     assert status == 200
     assert json.loads(body)["usage"]["completion_tokens"] == 3
@@ -125,7 +125,7 @@ def test_routes_and_statuses(port: int, method: str, path: str, body: Any, statu
         ["--data-urlencode", "prompt=abc", "-d", "max_new_tokens=4"],
     ],
 )
-def test_curl_gets_an_answer_however_it_sends_the_body(port: int, options: list[str]) -> None:
+def test_every_way_to_send_a_body_with_curl_works(port: int, options: list[str]) -> None:
     url = f"http://127.0.0.1:{port}/generate"
     done = subprocess.run(
         ["curl", "-sS", "--fail", url, *options], capture_output=True, check=True, timeout=60
@@ -144,7 +144,7 @@ def test_the_hugging_face_client_gets_its_text(port: int) -> None:
     assert details.details.generated_tokens == 4
 
 
-def test_requests_at_once_get_their_own_answers(port: int) -> None:
+def test_concurrent_requests_get_their_own_replies(port: int) -> None:
     prompts = [f"prompt number {i}" for i in range(16)]
 
     def text(prompt: str) -> str:
@@ -178,7 +178,7 @@ def exchange(port: int, data: bytes, half_close: bool = False) -> list[tuple[int
 
 
 @pytest.mark.parametrize("path", ["/generate", INVOCATIONS])
-def test_a_body_in_chunks_is_read_and_the_connection_goes_on(port: int, path: str) -> None:
+def test_a_chunked_body_is_read_and_the_connection_is_kept(port: int, path: str) -> None:
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked\r\n\r\n".encode()
     last = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     first, second = exchange(port, head + CHUNKS + last)
@@ -201,7 +201,7 @@ def test_a_body_in_chunks_is_read_and_the_connection_goes_on(port: int, path: st
         (b"600000\r\n" + bytes(0x600000) + b"\r\n1\r\n", 413),
     ],
 )
-def test_chunks_that_are_none_or_too_many_get_a_status(
+def test_invalid_and_too_large_chunked_bodies_get_a_status(
     port: int, chunks: bytes, status: int
 ) -> None:
     head = b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -227,7 +227,7 @@ def test_paths_are_served_as_a_function_url_serves_them(port: int, path: str) ->
     assert ask(port, "POST", path, {"prompt": "abc", "max_new_tokens": 1})[0] == 200
 
 
-def test_a_compressed_body_is_unzipped(port: int) -> None:
+def test_a_compressed_body_is_decompressed(port: int) -> None:
     body = gzip.compress(b'{"prompt": "abc", "max_new_tokens": 1}')
     for kind in ("application/json", "application/octet-stream", ""):
         headers = {"Content-Encoding": "gzip", "Content-Type": kind}
@@ -242,7 +242,7 @@ def test_a_compressed_body_is_unzipped(port: int) -> None:
         ("http://other/%7Ea", "/%7Ea", None),
     ],
 )
-def test_an_event_has_path_and_query_as_a_function_url_sends_them(
+def test_events_have_path_and_query_like_a_function_url(
     target: str, path: str, query: dict[str, str] | None
 ) -> None:
     seen: list[Any] = []
@@ -265,7 +265,7 @@ def test_an_event_has_path_and_query_as_a_function_url_sends_them(
     assert event["headers"]["accept"] == "a,b"
 
 
-def test_one_connection_carries_several_requests(port: int) -> None:
+def test_a_connection_can_send_several_requests(port: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     for _ in range(3):
         connection.request("POST", "/generate", b'{"prompt": "abc", "max_new_tokens": 1}')
@@ -293,7 +293,7 @@ def test_one_connection_carries_several_requests(port: int) -> None:
         ("GET http://localhost/nowhere HTTP/1.1\r\n", 404),
     ],
 )
-def test_raw_requests_that_make_no_sense_get_a_status(port: int, head: str, status: int) -> None:
+def test_malformed_requests_get_a_status(port: int, head: str, status: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
         raw.sendall(head.encode() + b"Host: localhost\r\nConnection: close\r\n\r\n")
         raw.shutdown(socket.SHUT_WR)
@@ -303,7 +303,7 @@ def test_raw_requests_that_make_no_sense_get_a_status(port: int, head: str, stat
     assert json.loads(body)["error"]["message"]
 
 
-def test_what_is_no_http_at_all_gets_an_error_object(port: int) -> None:
+def test_a_request_that_is_not_http_gets_an_error_object(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
         raw.sendall(b"nonsense\r\n\r\n")
         answer = b"".join(iter(lambda: raw.recv(65536), b""))
@@ -323,7 +323,7 @@ def test_curl_sees_the_413_of_a_body_that_is_too_large(port: int, tmp_path: Path
     assert json.loads(done.stdout)["error"]["type"] == "BodyTooLarge"
 
 
-def test_the_log_has_route_and_status_and_nothing_that_the_client_chose(
+def test_the_log_has_route_and_status_but_no_input_of_the_client(
     model_dir: Path, tmp_path: Path
 ) -> None:
     process, port = start(model_dir, tmp_path / "log")
@@ -344,7 +344,7 @@ def test_the_log_has_route_and_status_and_nothing_that_the_client_chose(
     assert "secret" not in log
 
 
-def test_a_connection_that_is_reset_between_requests_is_no_error(
+def test_a_connection_reset_between_requests_is_not_an_error(
     model_dir: Path, tmp_path: Path
 ) -> None:
     process, port = start(model_dir, tmp_path / "log")
@@ -358,7 +358,7 @@ def test_a_connection_that_is_reset_between_requests_is_no_error(
     assert "Traceback" not in stop(process, tmp_path / "log", signal.SIGTERM)
 
 
-def test_ctrl_c_finishes_the_request_under_way_and_stops_cleanly(tmp_path: Path) -> None:
+def test_ctrl_c_finishes_active_requests_and_exits_with_0(tmp_path: Path) -> None:
     from tests.support.models import small_config, write_model
 
     config = small_config(n_positions=4096, n_layer=8, eos_token_id=None)
@@ -381,7 +381,7 @@ def test_ctrl_c_finishes_the_request_under_way_and_stops_cleanly(tmp_path: Path)
     assert "Traceback" not in log
 
 
-def test_a_port_in_use_is_one_clear_line(port: int, model_dir: Path) -> None:
+def test_a_port_in_use_is_one_error_line(port: int, model_dir: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "handler", "serve", "--port", str(port)],
         capture_output=True,

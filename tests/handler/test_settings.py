@@ -8,7 +8,7 @@ from handler.settings import Settings
 DIGEST = "248DFC3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"
 
 
-def test_a_refused_address_is_shown_without_what_signs_it() -> None:
+def test_a_rejected_uri_is_reported_without_its_signature() -> None:
     uri = "https://key:hunter2@bucket.s3.amazonaws.com/gpt2?X-Amz-Signature=abc"
     with pytest.raises(SettingsError) as caught:
         Settings.from_environ({"GPT2_MODEL_URI": uri})
@@ -65,7 +65,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
 @pytest.mark.parametrize(
     ("memory", "threads"), [("128", 1), ("1769", 1), ("1770", 2), ("3538", 2), ("10240", 6)]
 )
-def test_threads_are_the_vcpus_that_the_memory_buys(
+def test_threads_default_to_the_vcpus_of_the_memory_size(
     memory: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
@@ -73,7 +73,7 @@ def test_threads_are_the_vcpus_that_the_memory_buys(
     assert settings.threads == threads
 
 
-def test_threads_outside_of_lambda_are_the_cpus_that_may_be_used(
+def test_threads_outside_of_lambda_default_to_the_usable_cpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {4, 5, 6})
@@ -105,7 +105,7 @@ def test_threads_outside_of_lambda_are_the_cpus_that_may_be_used(
         ("GPT2_RESULTS", "s3://results/" + "ü" * 300),
     ],
 )
-def test_a_bad_value_names_the_variable_and_what_is_accepted(name: str, value: Any) -> None:
+def test_an_invalid_value_is_an_error_that_names_what_is_accepted(name: str, value: Any) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.from_environ({name: value})
     assert caught.value.param == name
@@ -125,9 +125,7 @@ def test_a_bad_value_names_the_variable_and_what_is_accepted(name: str, value: A
     ("value", "found"),
     [("5000000000", 5_000_000_000), ("1", 1), ("007", 7), (f"{2**63 - 1}", 2**63 - 1)],
 )
-def test_a_number_may_have_as_many_digits_as_it_needs(
-    name: str, field: str, value: str, found: int
-) -> None:
+def test_large_numbers_and_leading_zeros_are_accepted(name: str, field: str, value: str, found: int) -> None:
     assert getattr(Settings.from_environ({name: value}), field) == found
 
 
@@ -143,7 +141,7 @@ def test_a_number_may_have_as_many_digits_as_it_needs(
         *(("GPT2_BASE_PATH", value) for value in ("gpt2", "/a b", "/a?b", "/a//b", "/%61", "/a#b")),
     ],
 )
-def test_a_value_that_makes_no_sense_names_its_variable(name: str, value: str) -> None:
+def test_an_invalid_value_is_an_error_that_names_its_variable(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):
         Settings.from_environ({name: value})
 
@@ -152,5 +150,5 @@ def test_a_value_that_makes_no_sense_names_its_variable(name: str, value: str) -
     ("value", "found"),
     [("", ""), ("/", ""), ("/gpt2", "/gpt2"), ("/gpt2/", "/gpt2"), ("/a/b", "/a/b")],
 )
-def test_a_base_path_is_a_path(value: str, found: str) -> None:
+def test_a_base_path_must_be_a_path(value: str, found: str) -> None:
     assert Settings.from_environ({"GPT2_BASE_PATH": value}).base_path == found

@@ -52,7 +52,7 @@ def streamed(function: Function, source: str = "api", **fields: Any) -> list[Any
     return data(reply["body"])
 
 
-def test_a_native_stream_has_every_token_and_last_the_reply(function: Function) -> None:
+def test_a_native_stream_has_every_token_and_then_the_reply(function: Function) -> None:
     *tokens, last = streamed(function, **NATIVE)
     whole = payload(function.invoke(http_event(**NATIVE)))
     assert [token.keys() for token in tokens] == 8 * [{"token"}]
@@ -85,7 +85,7 @@ def test_characters_are_never_split(function: Function) -> None:
         ({"max_new_tokens": 200, "stop": ["a"]}, "stop_sequence"),
     ],
 )
-def test_every_event_for_hugging_face_has_a_token_and_the_last_the_text(
+def test_hugging_face_events_have_a_token_each_and_the_last_has_the_text(
     function: Function, parameters: dict[str, Any], reason: str
 ) -> None:
     asked = {"inputs": "Once upon a time", "parameters": {**parameters, "details": True}}
@@ -110,17 +110,17 @@ def test_every_event_for_hugging_face_has_a_token_and_the_last_the_text(
         (CheckpointError("broken"), "generation"),
     ],
 )
-def test_errors_for_hugging_face_have_their_type(error: GPT2Error, kind: str) -> None:
+def test_hugging_face_errors_have_an_error_type(error: GPT2Error, kind: str) -> None:
     flat = {"error": error.message, "error_type": kind}
     assert HuggingFace().error_event(error) == HuggingFace().render_error(error)[1] == flat
 
 
-def test_a_direct_invoke_gets_its_stream_as_one_text(function: Function) -> None:
+def test_a_direct_invoke_gets_its_stream_as_one_string(function: Function) -> None:
     *tokens, last = data(function.invoke({**NATIVE, "stream": True}))
     assert (len(tokens), last["finish_reason"]) == (8, "length")
 
 
-def test_what_breaks_in_a_stream_that_comes_whole_is_a_reply_with_its_status(
+def test_an_error_in_a_buffered_stream_is_a_reply_with_its_status(
     function: Function, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaks_at(monkeypatch, 3)
@@ -208,7 +208,7 @@ def shared(function: Function, gate: Gate) -> Iterator[Function]:
         ("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 8}, 9),
     ],
 )
-def test_an_event_leaves_before_the_next_token_is_computed(
+def test_each_event_is_sent_before_the_next_token_is_computed(
     shared: Function, gate: Gate, path: str, fields: dict[str, Any], events: int
 ) -> None:
     with serving(shared.invoke) as port:
@@ -228,7 +228,7 @@ def test_an_event_leaves_before_the_next_token_is_computed(
         connection.close()
 
 
-def test_a_client_that_goes_away_stops_its_sequence(shared: Function, gate: Gate) -> None:
+def test_a_disconnected_client_cancels_its_sequence(shared: Function, gate: Gate) -> None:
     with serving(shared.invoke) as port:
         gate.let(1)
         connection, response = open_stream(port, {**NATIVE, "max_new_tokens": 100})
@@ -240,7 +240,7 @@ def test_a_client_that_goes_away_stops_its_sequence(shared: Function, gate: Gate
         assert gate.passes <= 4
 
 
-def test_an_error_in_the_middle_is_an_event(
+def test_an_error_during_a_stream_is_an_event(
     function: Function, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function.invoke({"prompt": "a", "max_new_tokens": 1})
@@ -304,7 +304,7 @@ def parts(body: bytes) -> tuple[dict[str, Any], str]:
         ("off", "url", False),
     ],
 )
-def test_only_the_doors_of_the_setting_stream(
+def test_only_the_configured_sources_stream(
     function: Function, doors: str, source: str, framed: bool
 ) -> None:
     context: Any = Context()
@@ -315,7 +315,7 @@ def test_only_the_doors_of_the_setting_stream(
     assert function.invoke(http_event(source=source, **NATIVE))["statusCode"] == 200
 
 
-def test_a_stream_through_the_runtime_is_byte_for_byte_as_lambda_wants_it(
+def test_a_stream_through_the_runtime_has_lambdas_framing(
     lambda_api: RuntimeApiServer,
 ) -> None:
     event = http_event(source="url", stream=True, **NATIVE)
@@ -365,7 +365,7 @@ def framing() -> Function:
     return function
 
 
-def test_a_frame_is_there_before_the_next_token_is_computed(
+def test_each_frame_is_sent_before_the_next_token_is_computed(
     framing: Function, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -377,7 +377,7 @@ def test_a_frame_is_there_before_the_next_token_is_computed(
     assert len(list(chunks)) == 8
 
 
-def test_a_framed_stream_that_is_closed_is_over(
+def test_closing_a_framed_stream_ends_it(
     framing: Function, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
@@ -391,7 +391,7 @@ def test_a_framed_stream_that_is_closed_is_over(
     assert (json.loads(line)["Requests"], json.loads(line)["Errors"]) == (1, 0)
 
 
-def test_the_error_trailers_follow_what_breaks_in_the_middle(
+def test_an_error_during_a_framed_stream_is_sent_in_the_trailers(
     framing: Function, lambda_api: RuntimeApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaks_at(monkeypatch, 3)
@@ -409,7 +409,7 @@ def test_the_error_trailers_follow_what_breaks_in_the_middle(
     assert told["errorType"] == "CheckpointError"
 
 
-def test_what_is_unexpected_is_told_without_its_text(
+def test_unexpected_errors_are_reported_without_their_message(
     framing: Function, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     breaks_at(monkeypatch, 2, RuntimeError("a prompt"))
@@ -422,7 +422,7 @@ def take(chunks: Iterator[bytes], count: int) -> list[bytes]:
     return [next(chunks) for _ in range(count)]
 
 
-def test_what_breaks_in_a_framed_stream_is_an_event_and_then_raised(
+def test_an_error_in_a_framed_stream_is_an_event_and_then_raised(
     framing: Function, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     breaks_at(monkeypatch, 2)
@@ -435,7 +435,7 @@ def test_what_breaks_in_a_framed_stream_is_an_event_and_then_raised(
 
 
 @pytest.mark.parametrize("fields", [{"prompt": "x"}, {"inputs": "x"}])
-def test_results_of_batches_are_not_streamed(fields: dict[str, Any]) -> None:
+def test_batch_requests_are_not_streamed(fields: dict[str, Any]) -> None:
     refused = parse_item({**fields, "stream": True}).work
     assert isinstance(refused, BadRequest)
     assert refused.param == "stream"

@@ -26,7 +26,7 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
     return (array.view(np.uint32) >> 16).astype(np.uint16)
 
 
-def test_every_tensor_is_what_the_safetensors_library_reads(model_dir: Path) -> None:
+def test_tensors_equal_those_of_the_safetensors_library(model_dir: Path) -> None:
     path = model_dir / "model.safetensors"
     ours, theirs = open_safetensors(path), load_file(path)
     assert ours.keys() == theirs.keys()
@@ -34,7 +34,7 @@ def test_every_tensor_is_what_the_safetensors_library_reads(model_dir: Path) -> 
         np.testing.assert_array_equal(to_float32(ours[name]), array)
 
 
-def test_views_are_read_only_and_share_the_mapping(model_dir: Path) -> None:
+def test_tensors_are_read_only_views_of_the_mapping(model_dir: Path) -> None:
     tensors = open_safetensors(model_dir / "model.safetensors")
     assert all(not t.data.flags.writeable and not t.data.flags.owndata for t in tensors.values())
     aligned = next(t for t in tensors.values() if t.data.flags.aligned)
@@ -95,7 +95,7 @@ def test_shards_are_the_same_model(tmp_path: Path, model_dir: Path) -> None:
     np.testing.assert_array_equal(logits_of(folder), logits_of(model_dir))
 
 
-def test_float16_is_widened_exactly(tmp_path: Path) -> None:
+def test_float16_is_converted_exactly(tmp_path: Path) -> None:
     halves = {n: a.astype(np.float16) for n, a in random_tensors(small_config()).items()}
     half = write_model(tmp_path / "half", tensors=halves)
     full = write_model(
@@ -104,7 +104,7 @@ def test_float16_is_widened_exactly(tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits_of(half), logits_of(full))
 
 
-def test_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
+def test_bfloat16_is_converted_exactly(tmp_path: Path) -> None:
     tensors = random_tensors(small_config())
     cut = {n: (a.view(np.uint32) >> 16 << 16).view(np.float32) for n, a in tensors.items()}
     full = write_model(tmp_path / "full", tensors=cut)
@@ -116,9 +116,7 @@ def test_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pad", [0, 1, 2, 3])
-def test_weights_at_any_byte_offset_are_the_same_model(
-    tmp_path: Path, model_dir: Path, pad: int
-) -> None:
+def test_weights_can_be_at_any_byte_offset(tmp_path: Path, model_dir: Path, pad: int) -> None:
     tensors = load_file(model_dir / "model.safetensors")
     shifted = write_model(tmp_path / "shifted")
     write_safetensors(
@@ -129,7 +127,7 @@ def test_weights_at_any_byte_offset_are_the_same_model(
     np.testing.assert_array_equal(logits_of(shifted), logits_of(model_dir))
 
 
-def test_an_untied_lm_head_makes_the_logits(tmp_path: Path) -> None:
+def test_an_untied_lm_head_is_used_for_the_logits(tmp_path: Path) -> None:
     config = small_config(tie_word_embeddings=False)
     tensors = random_tensors(config)
     untied = logits_of(write_model(tmp_path / "untied", config, tensors))
@@ -138,7 +136,7 @@ def test_an_untied_lm_head_makes_the_logits(tmp_path: Path) -> None:
     np.testing.assert_allclose(doubled, 2 * untied, rtol=1e-5)
 
 
-def test_a_stored_lm_head_that_is_the_embeddings_changes_nothing(
+def test_a_stored_lm_head_equal_to_the_embeddings_changes_nothing(
     tmp_path: Path, model_dir: Path
 ) -> None:
     tensors = load_file(model_dir / "model.safetensors")
@@ -147,7 +145,7 @@ def test_a_stored_lm_head_that_is_the_embeddings_changes_nothing(
     np.testing.assert_array_equal(logits_of(tied), logits_of(model_dir))
 
 
-def test_a_stored_lm_head_that_differs_is_used_although_the_configuration_ties_it(
+def test_a_stored_lm_head_that_differs_is_used_despite_tie_word_embeddings(
     tmp_path: Path, model_dir: Path
 ) -> None:
     tensors = load_file(model_dir / "model.safetensors")
@@ -156,9 +154,7 @@ def test_a_stored_lm_head_that_differs_is_used_although_the_configuration_ties_i
     np.testing.assert_allclose(logits_of(untied), 2 * logits_of(model_dir), rtol=1e-5)
 
 
-def test_embeddings_stored_under_the_name_lm_head_are_found(
-    tmp_path: Path, model_dir: Path
-) -> None:
+def test_embeddings_stored_as_lm_head_are_found(tmp_path: Path, model_dir: Path) -> None:
     tensors = load_file(model_dir / "model.safetensors")
     tensors["lm_head.weight"] = tensors.pop("wte.weight")
     renamed = write_model(tmp_path / "renamed", tensors=tensors)
@@ -174,7 +170,7 @@ def test_embeddings_stored_under_the_name_lm_head_are_found(
         ("gpt2-xl", 1_557_611_200),
     ],
 )
-def test_the_published_sizes_have_their_published_number_of_parameters(
+def test_published_sizes_have_the_published_number_of_parameters(
     name: str, parameters: int
 ) -> None:
     sizes = {"gpt2": (12, 768), "gpt2-medium": (24, 1024), "gpt2-large": (36, 1280)}
@@ -184,7 +180,7 @@ def test_the_published_sizes_have_their_published_number_of_parameters(
 
 
 @pytest.mark.parametrize(("pad", "threads"), [(0, 0), (1, 1)])
-def test_a_thread_prepares_weights_only_where_they_cannot_be_used_as_they_lie(
+def test_only_weights_that_need_conversion_are_prepared_in_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pad: int, threads: int
 ) -> None:
     tensors = random_tensors(small_config())

@@ -56,7 +56,7 @@ def one_number(tensors: Tensors) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("change", [other_weights, one_bias, one_number])
-def test_weights_that_were_saved_again_are_used_instead_of_their_pack(
+def test_weights_saved_after_packing_replace_the_packed_file(
     tmp_path: Path, precision: str, change: Callable[[Tensors], None]
 ) -> None:
     folder = write_model(tmp_path / "model")
@@ -71,7 +71,7 @@ def test_weights_that_were_saved_again_are_used_instead_of_their_pack(
     assert opened_file(folder) == PACKED_FILE
 
 
-def test_a_copy_with_new_times_keeps_its_pack(tmp_path: Path) -> None:
+def test_new_file_times_do_not_invalidate_the_packed_file(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     pack(folder, folder)
     shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
@@ -80,7 +80,7 @@ def test_a_copy_with_new_times_keeps_its_pack(tmp_path: Path) -> None:
     assert opened_file(tmp_path / "copy") == PACKED_FILE
 
 
-def test_shards_that_were_saved_again_are_used_instead_of_their_pack(tmp_path: Path) -> None:
+def test_shards_saved_after_packing_replace_the_packed_file(tmp_path: Path) -> None:
     folder = write_sharded_model(tmp_path / "model")
     pack(folder, folder)
     assert opened_file(folder) == PACKED_FILE
@@ -92,14 +92,14 @@ def test_shards_that_were_saved_again_are_used_instead_of_their_pack(tmp_path: P
     assert opened_file(folder) != PACKED_FILE
 
 
-def test_one_file_beside_the_pack_of_shards_is_another_model(tmp_path: Path) -> None:
+def test_a_single_file_replaces_a_packed_file_of_shards(tmp_path: Path) -> None:
     folder = write_sharded_model(tmp_path / "model")
     pack(folder, folder)
     shutil.copy(write_model(tmp_path / "other") / "model.safetensors", folder)
     assert opened_file(folder) == "model.safetensors"
 
 
-def test_shards_that_are_not_complete_do_not_take_the_place_of_their_pack(tmp_path: Path) -> None:
+def test_incomplete_shards_do_not_replace_the_packed_file(tmp_path: Path) -> None:
     folder = write_sharded_model(tmp_path / "model")
     pack(folder, folder)
     sorted(folder.glob("model-*.safetensors"))[0].unlink()
@@ -107,7 +107,7 @@ def test_shards_that_are_not_complete_do_not_take_the_place_of_their_pack(tmp_pa
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_large_file_is_recognised_by_samples_of_every_tensor(
+def test_a_large_file_is_identified_by_samples_of_every_tensor(
     tmp_path: Path, dtype: type[np.floating[Any]]
 ) -> None:
     path = tmp_path / "model.safetensors"
@@ -124,7 +124,7 @@ def test_a_large_file_is_recognised_by_samples_of_every_tensor(
         assert not is_as_recorded(str(path), sample), name
 
 
-def test_a_tokenizer_that_was_changed_is_used_instead_of_its_tables(tmp_path: Path) -> None:
+def test_a_changed_tokenizer_replaces_its_compiled_tables(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     pack(folder, folder)
     assert Engine.open(folder).encode_prompt("<user>") == list(b"<user>")
@@ -139,7 +139,7 @@ def test_a_tokenizer_that_was_changed_is_used_instead_of_its_tables(tmp_path: Pa
     assert Engine.open(folder).tokenizer.encode("a") == list(b"a")
 
 
-def test_tables_of_another_version_give_way_to_the_files_beside_them(tmp_path: Path) -> None:
+def test_tokenizer_files_replace_tables_of_another_version(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     pack(folder, folder)
     with safe_open(folder / TABLES_FILE, "np") as file:
@@ -152,7 +152,7 @@ def test_tables_of_another_version_give_way_to_the_files_beside_them(tmp_path: P
         Tokenizer.open(folder)
 
 
-def test_packing_again_leaves_nothing_of_the_pack_before(tmp_path: Path) -> None:
+def test_packing_again_removes_the_previous_packed_files(tmp_path: Path) -> None:
     folder, target = write_model(tmp_path / "model"), tmp_path / "packed"
     compiled = (folder / "tokenizer.json").read_text()
     pack(folder, target)
@@ -201,7 +201,7 @@ def with_generation(folder: Path, fields: Any, **config: Any) -> Path:
         ({"eos_token_id": None}, ()),
     ],
 )
-def test_generation_config_replaces_the_fields_of_config_in_every_form(
+def test_generation_config_replaces_the_generation_fields_of_config(
     tmp_path: Path, fields: Any, ends: tuple[int, ...], form: str
 ) -> None:
     folder = with_generation(tmp_path / "model", fields, eos_token_id=10)
@@ -219,7 +219,7 @@ def test_generation_config_replaces_the_fields_of_config_in_every_form(
     assert config.bos_token_id == (256 if fields is None else fields.get("bos_token_id"))
 
 
-def test_a_generation_config_beside_a_packed_file_counts(tmp_path: Path) -> None:
+def test_generation_config_applies_to_packed_models(tmp_path: Path) -> None:
     pack(with_generation(tmp_path / "model", {"eos_token_id": 5}), tmp_path / "packed")
     assert Engine.open(tmp_path / "packed").config.eos_token_ids == (5,)
     (tmp_path / "packed" / "generation_config.json").write_text('{"eos_token_id": [6, 7]}')
@@ -227,7 +227,7 @@ def test_a_generation_config_beside_a_packed_file_counts(tmp_path: Path) -> None
     assert opened_file(tmp_path / "packed") == PACKED_FILE
 
 
-def test_another_end_in_config_beside_a_packed_file_counts(tmp_path: Path) -> None:
+def test_eos_in_config_applies_to_packed_models(tmp_path: Path) -> None:
     pack(write_model(tmp_path / "model"), tmp_path / "packed")
     config = tmp_path / "packed" / "config.json"
     config.write_text(json.dumps(small_config(eos_token_id=[1, 2])))
@@ -237,7 +237,7 @@ def test_another_end_in_config_beside_a_packed_file_counts(tmp_path: Path) -> No
         Engine.open(tmp_path / "packed")
 
 
-def test_a_generation_config_removed_from_the_source_counts_no_more(tmp_path: Path) -> None:
+def test_a_removed_generation_config_no_longer_applies(tmp_path: Path) -> None:
     folder = with_generation(tmp_path / "model", {"eos_token_id": 5}, eos_token_id=10)
     pack(folder, folder)
     (folder / "generation_config.json").unlink()
@@ -267,7 +267,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("field", CHANGES)
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-def test_what_changes_greedy_decoding_is_rejected_by_name(
+def test_unsupported_generation_fields_are_rejected_by_name(
     tmp_path: Path, field: str, file: str
 ) -> None:
     given = {field: CHANGES[field]}
@@ -281,12 +281,14 @@ def test_what_changes_greedy_decoding_is_rejected_by_name(
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_a_generation_config_makes_those_fields_of_config_void(tmp_path: Path, field: str) -> None:
+def test_generation_config_overrides_unsupported_fields_of_config(
+    tmp_path: Path, field: str
+) -> None:
     folder = with_generation(tmp_path, {"eos_token_id": 1}, **{field: CHANGES[field]})
     assert Engine.open(folder).config.eos_token_ids == (1,)
 
 
-def test_beams_lengths_and_sampling_are_ignored_and_neutral_values_accepted(tmp_path: Path) -> None:
+def test_beam_length_and_sampling_fields_are_ignored(tmp_path: Path) -> None:
     fields = {
         "num_beams": 4, "early_stopping": True, "length_penalty": 2.0, "max_length": 5,
         "max_new_tokens": 5, "do_sample": True, "temperature": 0.1, "top_k": 5, "top_p": 0.5,
@@ -303,9 +305,7 @@ def test_beams_lengths_and_sampling_are_ignored_and_neutral_values_accepted(tmp_
 @pytest.mark.parametrize(
     "fields", [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 2}]
 )
-def test_the_models_own_penalties_count_where_a_prompt_asks_for_none(
-    tmp_path: Path, fields: dict[str, Any]
-) -> None:
+def test_the_models_penalties_are_defaults(tmp_path: Path, fields: dict[str, Any]) -> None:
     plain = Engine.open(with_generation(tmp_path / "a", None, eos_token_id=None))
     folder = with_generation(tmp_path / "b", {"eos_token_id": None} | fields)
     pack(folder, tmp_path / "packed")
@@ -318,7 +318,7 @@ def test_the_models_own_penalties_count_where_a_prompt_asks_for_none(
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"eos_token_id": "end"}'])
-def test_a_broken_generation_config_is_named(tmp_path: Path, content: str) -> None:
+def test_an_invalid_generation_config_is_named(tmp_path: Path, content: str) -> None:
     write_model(tmp_path / "model")
     (tmp_path / "model" / "generation_config.json").write_text(content)
     with pytest.raises(ConfigError) as caught:

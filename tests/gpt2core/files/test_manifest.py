@@ -30,7 +30,7 @@ def test_the_same_files_give_the_same_bytes_in_any_order() -> None:
     assert manifest.digest == hashlib.sha256(raw).hexdigest()
 
 
-def test_a_pin_is_the_manifests_digest_or_that_of_the_weights() -> None:
+def test_a_pin_matches_the_manifest_or_the_weights() -> None:
     weights = {"model.safetensors": FileDigest(1, "a" * 64), "x.json": FileDigest(1, "b" * 64)}
     manifest = parse_manifest(manifest_bytes(weights, "tests"))
     assert manifest.is_pinned_by("a" * 64)
@@ -38,7 +38,7 @@ def test_a_pin_is_the_manifests_digest_or_that_of_the_weights() -> None:
     assert not manifest.is_pinned_by("b" * 64)
 
 
-def test_the_digest_of_one_of_several_weights_files_pins_nothing() -> None:
+def test_the_digest_of_one_shard_is_not_a_pin() -> None:
     files = {name: FileDigest(1, "a" * 64) for name in ("packed.safetensors", "x.json")}
     files["tokenizer.safetensors"] = FileDigest(1, "b" * 64)
     assert parse_manifest(manifest_bytes(files, "tests")).is_pinned_by("a" * 64)
@@ -65,13 +65,13 @@ def test_the_digest_of_one_of_several_weights_files_pins_nothing() -> None:
         {"version": 1, "files": {MANIFEST_FILE: {"size": 1, "sha256": DIGEST}}},
     ],
 )
-def test_what_is_no_manifest_is_rejected(fields: Any) -> None:
+def test_an_invalid_manifest_is_rejected(fields: Any) -> None:
     with pytest.raises(ManifestError):
         parse_manifest(json.dumps(fields).encode())
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff", b"{", b"[" * 100_000, b" " * (1 << 21)])
-def test_bytes_that_are_no_json_are_rejected(raw: bytes) -> None:
+def test_invalid_json_is_rejected(raw: bytes) -> None:
     with pytest.raises(ManifestError):
         parse_manifest(raw)
 
@@ -79,12 +79,12 @@ def test_bytes_that_are_no_json_are_rejected(raw: bytes) -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", ".hidden", "-rf", "a/b", "a\\b", "a\0b", "é", "a" * 129, 5]
 )
-def test_a_name_that_leads_elsewhere_is_not_plain(name: object) -> None:
+def test_a_name_with_a_path_is_not_plain(name: object) -> None:
     assert not is_plain_name(name)
     assert is_plain_name("model-00001-of-00002.safetensors")
 
 
-def test_a_directory_is_what_its_manifest_says_or_an_error_names_the_file(tmp_path: Path) -> None:
+def test_a_file_that_does_not_match_the_manifest_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"{}")
     (tmp_path / "b.safetensors").write_bytes(b"abc")
     manifest = parse_manifest(manifest_bytes(FILES, "tests"))

@@ -17,7 +17,7 @@ from gpt2core.pack import pack
 from tests.support.models import write_model
 
 
-def test_a_copy_is_the_same_revision_whatever_its_times(model_dir: Path, tmp_path: Path) -> None:
+def test_file_times_do_not_change_the_revision(model_dir: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(model_dir, tmp_path / "copy"))
     os.utime(copy / "model.safetensors", (1, 1))
     (copy / "README.md").write_text("not read")
@@ -42,7 +42,7 @@ def vocabulary(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [last_weight, end_of_text, vocabulary])
-def test_what_may_change_a_text_is_another_revision(
+def test_changes_that_affect_the_text_change_the_revision(
     change: Callable[[Path], None], tmp_path: Path
 ) -> None:
     folder = write_model(tmp_path / "model")
@@ -51,14 +51,16 @@ def test_what_may_change_a_text_is_another_revision(
     assert revision_of(str(folder)) != before
 
 
-def test_a_published_model_is_named_by_its_manifest(model_dir: Path, tmp_path: Path) -> None:
+def test_the_revision_of_a_published_model_is_its_manifests_digest(
+    model_dir: Path, tmp_path: Path
+) -> None:
     pack(str(model_dir), str(tmp_path / "packed"), "f32")
     manifest = read_manifest(str(tmp_path / "packed"))
     assert manifest
     assert Engine.open(tmp_path / "packed").revision == manifest.digest
 
 
-def test_half_a_gigabyte_is_not_read_for_it(
+def test_large_files_are_not_read_completely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_model(tmp_path / "model")
@@ -77,7 +79,7 @@ def test_half_a_gigabyte_is_not_read_for_it(
     assert read < 1 << 20
 
 
-def test_files_that_are_gone_are_an_error_of_the_model(tmp_path: Path) -> None:
+def test_missing_files_are_a_model_error(tmp_path: Path) -> None:
     engine = Engine.open(write_model(tmp_path / "model"))
     shutil.rmtree(tmp_path / "model")
     with pytest.raises(ModelError, match="cannot be read"):

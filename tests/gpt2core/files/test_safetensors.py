@@ -128,7 +128,7 @@ def test_a_file_that_breaks_the_format_is_rejected(tmp_path: Path, case: str) ->
     assert words in str(caught.value)
 
 
-def test_the_good_twin_of_the_hostile_files_opens(tmp_path: Path) -> None:
+def test_the_valid_counterpart_of_the_invalid_files_opens(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors_bytes({"__metadata__": {"format": "pt"}} | GOOD))
     assert open_safetensors(path)["a"].data.shape == (2, 3)
@@ -142,7 +142,7 @@ def test_the_good_twin_of_the_hostile_files_opens(tmp_path: Path) -> None:
         entry(quantization={"axis": [0, 1], "note": None}),
     ],
 )
-def test_a_header_with_no_metadata_or_further_keys_is_read_as_the_library_reads_it(
+def test_headers_without_metadata_or_with_extra_keys_are_read_like_the_library(
     tmp_path: Path, header: dict[str, Any]
 ) -> None:
     path = tmp_path / "model.safetensors"
@@ -156,9 +156,7 @@ def test_a_header_with_no_metadata_or_further_keys_is_read_as_the_library_reads_
     [("F4", 48), ("F6_E2M3", 32), ("F6_E3M2", 32), ("F8_E8M0", 24), ("F8_E4M3FNUZ", 24),
      ("F8_E5M2FNUZ", 24), ("C64", 3), ("F8_E4M3", 24), ("F8_E5M2", 24), ("I64", 3)],
 )  # fmt: skip
-def test_every_type_of_the_library_may_stand_in_a_file(
-    tmp_path: Path, dtype: str, elements: int
-) -> None:
+def test_every_dtype_of_the_library_is_accepted(tmp_path: Path, dtype: str, elements: int) -> None:
     from safetensors import deserialize
 
     content = safetensors_bytes(entry(dtype=dtype, shape=[elements]), bytes(range(24)))
@@ -200,7 +198,7 @@ def test_control_characters_of_a_tensor_name_do_not_reach_the_terminal(tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo", "unreadable name"])
-def test_what_is_no_file_is_rejected_without_waiting(tmp_path: Path, kind: str) -> None:
+def test_special_files_are_rejected_without_blocking(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "model.safetensors"
     if kind == "directory":
         path.mkdir()
@@ -241,7 +239,7 @@ def replaced(name: str, array: Any) -> Change:
         ),
     ],
 )
-def test_tensors_that_do_not_fit_the_configuration_are_named(
+def test_tensors_that_do_not_match_the_configuration_are_named(
     tmp_path: Path, change: Change, tensor: str, words: str
 ) -> None:
     tensors: dict[str, Any] = dict(random_tensors(small_config()))
@@ -278,7 +276,7 @@ def test_an_untied_model_without_lm_head_is_rejected(tmp_path: Path) -> None:
         ([], "not an object"),
     ],
 )
-def test_a_shard_index_that_leads_elsewhere_is_rejected(
+def test_a_shard_index_with_paths_outside_is_rejected(
     tmp_path: Path, index: Any, words: str
 ) -> None:
     folder = write_model(tmp_path / "model")
@@ -299,7 +297,7 @@ def test_a_tensor_in_two_shards_is_rejected(tmp_path: Path) -> None:
         Engine.open(folder)
 
 
-def test_weights_that_are_not_numbers_are_reported_when_they_are_used(tmp_path: Path) -> None:
+def test_nan_weights_are_reported_when_they_are_used(tmp_path: Path) -> None:
     tensors = random_tensors(small_config())
     tensors["ln_f.bias"][3] = np.nan
     engine = Engine.open(write_model(tmp_path / "model", tensors=tensors))
@@ -344,7 +342,7 @@ SEED_FILE = safetensors_bytes(
 
 
 @given(MUTATIONS)
-def test_a_mutated_file_is_read_as_the_library_reads_it_or_refused(
+def test_a_mutated_file_is_read_like_the_library_or_rejected(
     tmp_path_factory: pytest.TempPathFactory, mutations: list[tuple[int, int, str]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.safetensors"
@@ -355,7 +353,7 @@ def test_a_mutated_file_is_read_as_the_library_reads_it_or_refused(
 @pytest.mark.slow
 @hypothesis_settings(max_examples=20_000)
 @given(MUTATIONS)
-def test_many_mutated_files_are_read_as_the_library_reads_them_or_refused(
+def test_many_mutated_files_are_read_like_the_library_or_rejected(
     tmp_path_factory: pytest.TempPathFactory, mutations: list[tuple[int, int, str]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.safetensors"

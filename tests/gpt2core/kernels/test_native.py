@@ -84,7 +84,7 @@ def instruction_sets() -> list[str]:
 @pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n_in", "n_out"), SHAPES)
-def test_products_agree_with_numpy_and_have_the_same_bits_however_they_are_made(
+def test_products_agree_with_numpy_and_do_not_depend_on_rows_or_threads(
     kind: str, n_in: int, n_out: int, columns: bool
 ) -> None:
     from gpt2core.kernels import _kernels, native
@@ -161,7 +161,7 @@ def attend(
 @pytest.mark.parametrize(
     ("n_head", "head_dim"), [(1, 1), (3, 8), (2, 16), (3, 40), (2, 64), (1, 80)]
 )
-def test_attention_agrees_with_numpy_wherever_it_is_cut(n_head: int, head_dim: int) -> None:
+def test_attention_agrees_with_numpy_for_any_split(n_head: int, head_dim: int) -> None:
     n_seq = 75
     qkv = 4 * uniform(1, (n_seq, 3 * n_head * head_dim))
     q, k, v = qkv.reshape(n_seq, 3, n_head, head_dim).transpose(1, 2, 0, 3).astype(np.float64)
@@ -177,7 +177,7 @@ def test_attention_agrees_with_numpy_wherever_it_is_cut(n_head: int, head_dim: i
         assert (attend(qkv, n_head, cuts) == whole).all()
 
 
-def test_a_later_nan_reaches_no_earlier_row() -> None:
+def test_nan_does_not_affect_earlier_rows() -> None:
     qkv = uniform(1, (30, 3 * 64))
     whole = attend(qkv, 1, [30])
     qkv[20] = np.nan
@@ -188,7 +188,7 @@ def test_a_later_nan_reaches_no_earlier_row() -> None:
 
 @pytest.mark.parametrize("n_out", [1, 50, 5000])
 @pytest.mark.parametrize("rows", [1, 5, 70])
-def test_greedy_is_the_first_of_the_largest_and_reports_nan_by_row(rows: int, n_out: int) -> None:
+def test_greedy_selects_the_first_maximum_and_reports_nan_by_row(rows: int, n_out: int) -> None:
     from gpt2core.kernels import native
 
     m = matrix("BF16", 32, n_out, columns=False)
@@ -207,7 +207,7 @@ def test_greedy_is_the_first_of_the_largest_and_reports_nan_by_row(rows: int, n_
 
 
 @pytest.mark.parametrize("precision", ["raw", "f32", "bf16", "int8"])
-def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(
+def test_a_sequence_has_the_same_logits_alone_and_in_a_batch(
     precision: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from gpt2core.kernels import _kernels
@@ -241,19 +241,19 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(
                 assert (np.concatenate(rows) == sequence).all()
 
 
-def test_raw_and_packed_f32_have_the_same_bits(tmp_path: Any) -> None:
+def test_raw_and_packed_f32_have_the_same_logits(tmp_path: Any) -> None:
     pack(DEMO, tmp_path, "f32")
     ids = list(range(50))
     raw, packed = Engine.open(DEMO, kernels="native"), Engine.open(tmp_path, kernels="native")
     assert (raw.logits(ids) == packed.logits(ids)).all()
 
 
-def test_kernels_that_do_not_exist_are_rejected() -> None:
+def test_unknown_kernels_are_rejected() -> None:
     with pytest.raises(InvalidArgument, match="kernels 'fast' is not one of auto, native, numpy"):
         Engine.open(DEMO, kernels="fast")
 
 
-def test_no_kernels_run_on_an_unknown_instruction_set() -> None:
+def test_unknown_instruction_sets_are_not_chosen() -> None:
     from gpt2core.kernels import _kernels
 
     assert _kernels.choose("avx9") is None
@@ -306,13 +306,13 @@ def in_a_process(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_with_one_thread_no_worker_is_made() -> None:
+def test_with_one_thread_no_worker_is_started() -> None:
     code = "_kernels.set_threads({})\nassert product()\nprint(len(tasks()))"
     assert in_a_process(code.format(1)) == "1"
     assert in_a_process(code.format(3)) == "3"
 
 
-def test_workers_sleep_when_there_is_nothing_to_do() -> None:
+def test_idle_workers_sleep() -> None:
     assert (
         in_a_process(
             "_kernels.set_threads(3)\nassert product()\n"
@@ -328,7 +328,7 @@ def test_workers_sleep_when_there_is_nothing_to_do() -> None:
     )
 
 
-def test_the_child_of_a_fork_computes() -> None:
+def test_kernels_work_after_a_fork() -> None:
     assert (
         in_a_process(
             "_kernels.set_threads(2)\nassert product()\n"
@@ -340,7 +340,7 @@ def test_the_child_of_a_fork_computes() -> None:
     )
 
 
-def test_threads_that_compute_at_once_do_not_disturb_each_other() -> None:
+def test_concurrent_calls_do_not_interfere() -> None:
     assert (
         in_a_process(
             "import threading\n_kernels.set_threads(2)\nfound = []\n"
@@ -354,7 +354,7 @@ def test_threads_that_compute_at_once_do_not_disturb_each_other() -> None:
     )
 
 
-def test_as_many_threads_as_the_process_may_use() -> None:
+def test_threads_default_to_the_usable_cpus() -> None:
     assert (
         in_a_process(
             "os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])\n"
@@ -365,7 +365,7 @@ def test_as_many_threads_as_the_process_may_use() -> None:
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("max 100000", 2), ("150000 100000", 1), ("x", 2)])
-def test_a_quota_of_the_control_group_is_kept(
+def test_the_cpu_quota_of_a_cgroup_limits_threads(
     quota: str, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gpt2core.kernels import native

@@ -52,7 +52,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
     return started
 
 
-def test_a_file_in_the_page_cache_is_left_alone(
+def test_a_file_in_the_page_cache_is_not_read(
     model_dir: Path, threads: list[threading.Thread], reads: list[tuple[int, int]]
 ) -> None:
     Engine.open(model_dir).logits([1])  # as warm as it gets
@@ -63,7 +63,7 @@ def test_a_file_in_the_page_cache_is_left_alone(
     assert reads == []
 
 
-def test_a_restored_function_reads_what_seems_to_be_in_the_page_cache(
+def test_after_a_restore_files_are_read_even_if_cached(
     model_dir: Path, threads: list[threading.Thread], reads: list[tuple[int, int]]
 ) -> None:
     function = Function(Settings.from_environ({"GPT2_MODEL_DIR": str(model_dir)}))
@@ -105,7 +105,7 @@ def test_every_chunk_of_a_cold_file_is_read_once(
         ([], []),
     ],
 )
-def test_what_the_engine_will_open_is_read(
+def test_the_files_that_the_engine_opens_are_read(
     tmp_path: Path, names: list[str], read: list[str]
 ) -> None:
     for name in names:
@@ -114,7 +114,7 @@ def test_what_the_engine_will_open_is_read(
     assert [Path(path).stem for path in found] == read
 
 
-def test_a_missing_directory_and_a_failing_read_are_nobodys_error(
+def test_read_errors_are_ignored(
     tmp_path: Path, threads: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefetch.begin(str(tmp_path / "nothing"))
@@ -131,7 +131,7 @@ def test_a_missing_directory_and_a_failing_read_are_nobodys_error(
 
 
 @pytest.mark.parametrize("threads_to_be_had", [0, 3])
-def test_where_no_thread_can_start_nothing_is_raised_and_the_file_is_closed(
+def test_a_thread_that_cannot_start_is_ignored_and_the_file_is_closed(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch, threads_to_be_had: int
 ) -> None:
     closed: list[int] = []
@@ -152,9 +152,7 @@ def test_where_no_thread_can_start_nothing_is_raised_and_the_file_is_closed(
     assert len(closed) == 1
 
 
-def test_an_engine_works_where_no_thread_can_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_works_without_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = random_tensors(small_config())
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     folder = write_model(tmp_path / "half", tensors=half)

@@ -54,14 +54,14 @@ def run(request: pytest.FixtureRequest) -> Run:
     return lambda code: modules_after(code, first=str(OLDEST))
 
 
-def test_the_oldest_numpy_that_is_tested_is_the_oldest_one_allowed() -> None:
+def test_the_oldest_allowed_numpy_is_tested() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     allowed = next(d for d in project["project"]["dependencies"] if d.startswith("numpy"))
     (tested,) = project["dependency-groups"]["oldest"]
     assert tested.partition(";")[0] == allowed.replace(">=", "==") + ".0"
 
 
-def test_the_slim_numpy_is_the_core_alone(run: Run) -> None:
+def test_slim_numpy_imports_only_the_core(run: Run) -> None:
     loaded = run(
         SLIM + "assert np.__version__ == np.version.version\n"
         "x = np.arange(6, dtype=np.float32).reshape(2, 3)\n"
@@ -71,7 +71,7 @@ def test_the_slim_numpy_is_the_core_alone(run: Run) -> None:
     assert loaded.isdisjoint({"numpy.lib", "numpy.linalg", "ctypes", "inspect", "pickle", "ast"})
 
 
-def test_the_slim_numpy_is_the_whole_numpy_for_whoever_asks(run: Run) -> None:
+def test_slim_numpy_loads_the_rest_on_access(run: Run) -> None:
     loaded = run(
         SLIM + "import numpy.typing as npt, numpy.ma, numpy.random, numpy.fft, numpy.polynomial\n"
         "assert npt.NDArray.__module__.startswith('numpy') and npt.ArrayLike is not None\n"
@@ -106,7 +106,7 @@ assert len(everything) > 1000
 """
 
 
-def test_a_completed_numpy_has_the_names_docstrings_and_signatures_of_an_ordinary_one(
+def test_a_completed_slim_numpy_has_the_names_docstrings_and_signatures_of_numpy(
     run: Run, tmp_path: Path
 ) -> None:
     path = f"{tmp_path}/names.json"
@@ -120,7 +120,7 @@ def test_a_completed_numpy_has_the_names_docstrings_and_signatures_of_an_ordinar
         "assert not differ, differ")  # fmt: skip
 
 
-def test_what_the_slim_numpy_puts_off_works_when_it_is_needed(run: Run) -> None:
+def test_deferred_parts_of_slim_numpy_work(run: Run) -> None:
     loaded = run(
         SLIM + "import inspect, pickle\n"
         "assert type(inspect).__name__ == type(pickle).__name__ == 'module'\n"
@@ -146,7 +146,7 @@ def test_what_the_slim_numpy_puts_off_works_when_it_is_needed(run: Run) -> None:
         "from numpy import *\nassert eye(2).sum() == 2",
     ],
 )
-def test_a_submodule_may_be_the_first_that_is_asked_for(run: Run, code: str) -> None:
+def test_a_submodule_can_be_accessed_first(run: Run, code: str) -> None:
     run(
         SLIM + code + "\nassert type(np).__name__ == 'module'\n"
         "assert np.linalg.__spec__.name == 'numpy.linalg' and np.linalg.__spec__.origin\n"
@@ -155,7 +155,7 @@ def test_a_submodule_may_be_the_first_that_is_asked_for(run: Run, code: str) -> 
     )
 
 
-def test_a_rest_that_fails_once_is_tried_again(run: Run) -> None:
+def test_a_failed_import_of_the_rest_is_retried(run: Run) -> None:
     run(
         SLIM + "sys.modules['numpy.lib'] = None\n"
         "try:\n    np.linalg\nexcept ImportError:\n    pass\n"
@@ -164,14 +164,14 @@ def test_a_rest_that_fails_once_is_tried_again(run: Run) -> None:
     )
 
 
-def test_a_numpy_whose_name_is_missing_says_so(run: Run) -> None:
+def test_a_missing_name_in_numpy_is_reported(run: Run) -> None:
     run(
         SLIM + "try:\n    np.nonsense\nexcept AttributeError as error:\n"
         "    assert 'nonsense' in str(error)\nelse:\n    raise SystemExit('no error')\n"
     )
 
 
-def test_a_numpy_made_otherwise_is_imported_as_ever(run: Run) -> None:
+def test_an_incompatible_numpy_is_imported_normally(run: Run) -> None:
     run(
         "import sys\n"
         "class Refused:\n"
@@ -188,7 +188,7 @@ def test_a_numpy_made_otherwise_is_imported_as_ever(run: Run) -> None:
     )
 
 
-def test_without_numpy_its_import_says_so() -> None:
+def test_without_numpy_the_import_error_is_raised() -> None:
     modules_after(
         "import sys\nsys.path = [p for p in sys.path if not p.endswith('site-packages')]\n"
         "from gpt2core.startup import slim_numpy\nslim_numpy.load()\n"
@@ -198,9 +198,7 @@ def test_without_numpy_its_import_says_so() -> None:
 
 
 @pytest.mark.parametrize("name", ["inspect", "pickle"])
-def test_another_thread_that_imports_a_module_meanwhile_gets_the_module(
-    run: Run, name: str
-) -> None:
+def test_a_concurrent_import_of_a_module_gets_the_module(run: Run, name: str) -> None:
     run(
         HOOKS + f"kept = []\n"
         f"def meanwhile():\n    import {name}\n    kept.append({name})\n"
@@ -216,7 +214,7 @@ def test_another_thread_that_imports_a_module_meanwhile_gets_the_module(
     )
 
 
-def test_another_thread_that_imports_numpy_meanwhile_waits_for_its_core(run: Run) -> None:
+def test_a_concurrent_import_of_numpy_waits_for_its_core(run: Run) -> None:
     run(
         HOOKS + "outcome, threads = [], []\n"
         "about_to_import = threading.Event()\n"
@@ -244,7 +242,7 @@ def test_another_thread_that_imports_numpy_meanwhile_waits_for_its_core(run: Run
         ("import numpy.matrixlib", "import numpy.lib._npyio_impl", "numpy.lib._npyio_impl"),
     ],
 )
-def test_two_threads_that_ask_for_the_rest_do_not_wait_for_each_other(
+def test_two_threads_that_load_the_rest_do_not_deadlock(
     run: Run, first: str, second: str, sought: str
 ) -> None:
     """The second begins its import while the first is about to run the code of `numpy.lib`."""

@@ -165,7 +165,7 @@ DECODER = {"257": token("<user>", rstrip=True), "258": token("<bot>", special=Tr
         ),
     ],
 )
-def test_a_text_has_the_ids_of_the_reference_raw_and_packed(
+def test_texts_have_the_ids_of_the_reference_raw_and_packed(
     tmp_path: Path, files: Files, text: str, expected: list[int]
 ) -> None:
     pair = Pair(write(tmp_path / "a", files), tmp_path / "b")
@@ -188,14 +188,14 @@ def with_prefix_space(rust: Any) -> None:
         ({}, b"hi"),
     ],
 )
-def test_the_class_of_a_tokenizer_decides_whose_prefix_space_counts(
+def test_the_tokenizer_class_determines_the_prefix_space(
     tmp_path: Path, settings: dict[str, Any], expected: bytes
 ) -> None:
     folder = write(tmp_path, whole(with_prefix_space, tokenizer_config=settings))
     assert Tokenizer.open(folder).encode("hi") == list(expected)
 
 
-def test_the_class_may_stand_in_the_configuration_of_the_model(tmp_path: Path) -> None:
+def test_the_tokenizer_class_can_be_in_the_models_config(tmp_path: Path) -> None:
     config = small_config(tokenizer_class="PreTrainedTokenizerFast")
     folder = write(tmp_path, whole(with_prefix_space, config=config))
     assert Tokenizer.open(folder).encode("hi") == list(b" hi")
@@ -213,13 +213,13 @@ def test_the_class_may_stand_in_the_configuration_of_the_model(tmp_path: Path) -
         (whole(special_tokens_map="{"), "special_tokens_map"),
     ],
 )
-def test_a_file_that_cannot_be_followed_is_named(tmp_path: Path, files: Files, file: str) -> None:
+def test_an_unsupported_tokenizer_file_is_named(tmp_path: Path, files: Files, file: str) -> None:
     with pytest.raises(TokenizerError) as caught:
         Tokenizer.open(write(tmp_path, files))
     assert Path(caught.value.file).name == f"{file}.json"
 
 
-def test_a_token_that_was_special_once_stays_special(tmp_path: Path) -> None:
+def test_a_token_once_declared_special_stays_special(tmp_path: Path) -> None:
     def add(rust: Any) -> None:
         rust.add_special_tokens([AddedToken("<x>", normalized=True)])
 
@@ -231,7 +231,7 @@ def test_a_token_that_was_special_once_stays_special(tmp_path: Path) -> None:
         assert tokenizer.decode([97, 257], skip_special=True) == "a"
 
 
-def test_dropout_is_off_in_both_forms(tmp_path: Path) -> None:
+def test_dropout_is_disabled_in_both_forms(tmp_path: Path) -> None:
     def drop(rust: Any) -> None:
         rust.model.dropout = 0.5
 
@@ -265,7 +265,7 @@ def test_4000_added_tokens_are_found_in_a_long_text_in_both_forms(tmp_path: Path
     assert pair.agree("".join(draw.choice([*tokens, "<token ", "a", " "]) for _ in range(3000)))
 
 
-def test_tokens_that_strip_on_both_sides_do_not_count_the_same_space_twice(tmp_path: Path) -> None:
+def test_tokens_that_strip_both_sides_do_not_strip_a_space_twice(tmp_path: Path) -> None:
     def add(rust: Any) -> None:
         rust.add_tokens([AddedToken("\n", lstrip=True, rstrip=True)])
 
@@ -279,7 +279,7 @@ CONTENTS = ["<m>", "m>", "\n", " ", " a", "ab", "é", "1", "<m><m>", "\u3000", "
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_added_tokens_with_any_flags_are_found_alike(tmp_path: Path, seed: int) -> None:
+def test_added_tokens_with_any_flags_are_found_in_both_forms(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
 
     def add(rust: Any) -> None:
@@ -300,7 +300,7 @@ def test_added_tokens_with_any_flags_are_found_alike(tmp_path: Path, seed: int) 
 
 
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 53])
-def test_a_single_word_is_found_beside_the_same_characters(tmp_path: Path, step: int) -> None:
+def test_a_single_word_token_is_found_beside_the_same_characters(tmp_path: Path, step: int) -> None:
     def add(rust: Any) -> None:
         rust.add_tokens([AddedToken("cat", single_word=True)])
 
@@ -313,7 +313,7 @@ def test_a_single_word_is_found_beside_the_same_characters(tmp_path: Path, step:
 
 
 @pytest.mark.parametrize("kind", ["missing bytes", "fused unknowns", "white space"])
-def test_no_lower_bound_is_assumed_where_text_may_vanish(tmp_path: Path, kind: str) -> None:
+def test_there_is_no_lower_bound_if_text_can_be_dropped(tmp_path: Path, kind: str) -> None:
     fields = json.loads(byte_tokenizer().to_str())
     if kind == "white space":
         cutters = [{"type": "WhitespaceSplit"}, fields["pre_tokenizer"]]
@@ -329,7 +329,7 @@ def test_no_lower_bound_is_assumed_where_text_may_vanish(tmp_path: Path, kind: s
     assert tokenizer.min_tokens(text) <= len(tokenizer.encode(text))
 
 
-def test_the_lower_bound_holds_where_tokens_cover_many_bytes(tmp_path: Path) -> None:
+def test_the_lower_bound_is_correct_for_long_tokens(tmp_path: Path) -> None:
     def add(rust: Any) -> None:
         rust.add_tokens(["é" * 500])
 

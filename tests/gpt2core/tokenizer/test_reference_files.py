@@ -112,7 +112,9 @@ class Files:
 
 
 @pytest.mark.parametrize("group", range(4))
-def test_any_files_give_the_ids_and_texts_of_the_reference(tmp_path: Path, group: int) -> None:
+def test_any_tokenizer_files_give_the_ids_and_texts_of_the_reference(
+    tmp_path: Path, group: int
+) -> None:
     from transformers import AutoTokenizer
 
     compared = 0

@@ -57,7 +57,9 @@ def test_any_text_gives_the_same_ids(demo_pair: Pair, text: str) -> None:
 
 
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 41])
-def test_every_character_is_cut_from_its_neighbours_alike(demo_pair: Pair, step: int) -> None:
+def test_every_character_is_split_like_in_the_tokenizers_package(
+    demo_pair: Pair, step: int
+) -> None:
     points = [p for p in range(sys.maxunicode + 1) if not 0xD800 <= p < 0xE000]
     points = points[:0x3100] + points[0x3100::step]
     for begin in range(0, len(points), 500):
@@ -79,12 +81,12 @@ def test_every_character_is_cut_from_its_neighbours_alike(demo_pair: Pair, step:
         f"{END_OF_TEXT}a{END_OF_TEXT}{END_OF_TEXT} <|endoftext|",
     ],
 )
-def test_odd_texts_give_the_same_ids(demo_pair: Pair, published: Pair, text: str) -> None:
+def test_unusual_texts_give_the_same_ids(demo_pair: Pair, published: Pair, text: str) -> None:
     assert demo_pair.agree(text)
     assert published.agree(text)
 
 
-def test_half_of_a_surrogate_pair_is_rejected(demo_pair: Pair) -> None:
+def test_a_lone_surrogate_is_rejected(demo_pair: Pair) -> None:
     with pytest.raises(InvalidPrompt, match=r"U\+D800"):
         demo_pair.ours.encode("a\ud800")
 
@@ -104,7 +106,7 @@ def test_any_ids_give_the_same_text(demo_pair: Pair, ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("run", ["a", " ", "é", "ab", "1", "!", "\n", "\u3000", "don't ", "👍"])
-def test_a_long_run_takes_no_quadratic_time(published: Pair, run: str) -> None:
+def test_a_long_word_takes_less_than_quadratic_time(published: Pair, run: str) -> None:
     def seconds(text: str) -> float:
         began = process_time()
         published.ours.encode(text)
@@ -161,7 +163,7 @@ def test_merges_in_any_order_give_the_same_ids(tmp_path: Path, merges: str) -> N
 
 
 @pytest.mark.parametrize("prefix", [True, False])
-def test_a_prefix_space_is_added_alike(tmp_path: Path, prefix: bool) -> None:
+def test_a_prefix_space_is_added(tmp_path: Path, prefix: bool) -> None:
     rust = write_tokenizer(tmp_path / "a", "a+b", add_prefix_space=prefix)
     rust.add_tokens([AddedToken("<x>", normalized=False)])
     rust.save(str(tmp_path / "a" / "tokenizer.json"))
@@ -170,7 +172,7 @@ def test_a_prefix_space_is_added_alike(tmp_path: Path, prefix: bool) -> None:
         assert pair.agree(text), text
 
 
-def test_bytes_that_the_vocabulary_lacks_are_left_out_alike(tmp_path: Path) -> None:
+def test_bytes_missing_from_the_vocabulary_are_dropped(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "a", "a+c", without="b")
     pair = Pair(tmp_path / "a", tmp_path / "b")
     for text in ("abc", "b", "aabbcc", "b b"):
@@ -191,7 +193,7 @@ def added_token_sets() -> list[list[AddedToken]]:
 
 
 @pytest.mark.parametrize("number", range(len(added_token_sets())))
-def test_added_tokens_are_found_alike(tmp_path: Path, number: int) -> None:
+def test_added_tokens_are_found(tmp_path: Path, number: int) -> None:
     rust = write_tokenizer(tmp_path / "a", "a+b")
     tokens = added_token_sets()[number]
     rust.add_tokens([token for token in tokens if not token.special])
@@ -221,7 +223,7 @@ def test_added_tokens_are_found_alike(tmp_path: Path, number: int) -> None:
         assert pair.ours.token_bytes(token) == pair.theirs.token_bytes(token)
 
 
-def test_a_vocabulary_in_two_files_is_compiled_too(tmp_path: Path) -> None:
+def test_vocab_and_merges_files_are_compiled(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
     fields = json.loads((DEMO / "tokenizer.json").read_text())["model"]
@@ -240,7 +242,7 @@ def test_a_vocabulary_in_two_files_is_compiled_too(tmp_path: Path) -> None:
         ("pre_tokenizer", pre_tokenizers.ByteLevel(use_regex=False), "another pre-tokenizer"),
     ],
 )
-def test_what_tables_cannot_do_is_rejected_and_packing_copies_it(
+def test_unsupported_tokenizers_are_not_compiled_but_copied(
     tmp_path: Path, field: str, value: object, problem: str
 ) -> None:
     rust = write_tokenizer(tmp_path / "a")
@@ -256,7 +258,7 @@ def test_what_tables_cannot_do_is_rejected_and_packing_copies_it(
     assert (tmp_path / "packed" / "tokenizer.json").exists()
 
 
-def test_opening_and_encoding_needs_neither_the_package_nor_its_file(tmp_path: Path) -> None:
+def test_opening_and_encoding_need_no_tokenizers_package_and_no_json(tmp_path: Path) -> None:
     import subprocess
 
     compiled(DEMO, tmp_path)
@@ -293,7 +295,7 @@ def tables(tmp_path: Path) -> Path:
         ("pair_keys", lambda a: a.reshape(-1, 1)),
     ],
 )
-def test_tables_that_lead_out_of_themselves_are_rejected(
+def test_invalid_tables_are_rejected(
     tables: Path, name: str, change: "object"
 ) -> None:
     from safetensors import safe_open
@@ -325,7 +327,9 @@ for _point in range(sys.maxunicode + 1):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", range(20))
-def test_fuzzed_strings_give_the_same_ids_and_come_back(published: Pair, group: int) -> None:
+def test_fuzzed_strings_give_the_same_ids_and_decode_to_themselves(
+    published: Pair, group: int
+) -> None:
     """50,000 strings a group: a million in all, of every category, with runs of every kind."""
     draw = random.Random(group)
     categories = sorted(CATEGORIES)

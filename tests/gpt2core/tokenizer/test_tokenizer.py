@@ -27,7 +27,7 @@ def published(shared_data: Path) -> Tokenizer:
     return Tokenizer.open(shared_data / "gpt2-tokenizer")
 
 
-def test_the_byte_alphabet_is_that_of_the_published_vocabulary(shared_data: Path) -> None:
+def test_the_byte_alphabet_matches_the_published_vocabulary(shared_data: Path) -> None:
     vocab = json.loads((shared_data / "gpt2-tokenizer" / "vocab.json").read_text("utf-8"))
     singles = {piece: i for piece, i in vocab.items() if i < 256}
     assert set(byte_alphabet()) == set(singles)
@@ -58,23 +58,25 @@ def test_vocab_and_merges_are_the_same_tokenizer_as_tokenizer_json(
 
 
 @given(TEXT)
-def test_any_text_survives_encoding_and_decoding(tokenizer: Tokenizer, text: str) -> None:
+def test_decoding_reverses_encoding(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @given(TEXT)
-def test_ids_are_those_of_the_tokenizers_package(tokenizer: Tokenizer, text: str) -> None:
+def test_ids_equal_those_of_the_tokenizers_package(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.encode(text) == theirs().encode(text).ids
 
 
 @given(st.lists(st.integers(0, 2047), max_size=30))
-def test_any_ids_decode_as_in_the_tokenizers_package(tokenizer: Tokenizer, ids: list[int]) -> None:
+def test_any_ids_decode_like_in_the_tokenizers_package(
+    tokenizer: Tokenizer, ids: list[int]
+) -> None:
     assert tokenizer.decode(ids) == theirs().decode(ids, skip_special_tokens=False)
     assert tokenizer.decode(ids, skip_special=True) == theirs().decode(ids)
 
 
 @given(st.lists(st.integers(0, 2047), max_size=30))
-def test_decoding_one_by_one_gives_the_text_of_all(tokenizer: Tokenizer, ids: list[int]) -> None:
+def test_incremental_decoding_gives_the_complete_text(tokenizer: Tokenizer, ids: list[int]) -> None:
     decoder = tokenizer.decoder()
     assert "".join([*map(decoder.push, ids), decoder.finish()]) == tokenizer.decode(ids)
 
@@ -98,7 +100,7 @@ def test_special_tokens_can_be_left_out_of_the_text(tokenizer: Tokenizer) -> Non
     assert tokenizer.decode(ids, skip_special=True) == "ab"
 
 
-def test_half_a_surrogate_pair_is_rejected_by_its_place_and_not_quoted(
+def test_a_lone_surrogate_is_rejected_by_position(
     tokenizer: Tokenizer,
 ) -> None:
     with pytest.raises(InvalidPrompt, match=r"character 6 .* U\+D83D") as caught:
@@ -108,7 +110,7 @@ def test_half_a_surrogate_pair_is_rejected_by_its_place_and_not_quoted(
     assert caught.value.__suppress_context__
 
 
-def test_what_is_no_text_is_rejected(tokenizer: Tokenizer) -> None:
+def test_values_other_than_strings_are_rejected(tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidPrompt, match="int, not a string"):
         tokenizer.encode(5)  # type: ignore[arg-type]
 
@@ -119,7 +121,7 @@ def test_an_unknown_id_is_rejected_by_its_value(tokenizer: Tokenizer, token: int
         tokenizer.decode([1, token])
 
 
-def test_incomplete_utf8_waits_while_streaming_and_is_replaced_at_the_end(tmp_path: Path) -> None:
+def test_incomplete_utf8_is_held_back_and_replaced_at_the_end(tmp_path: Path) -> None:
     byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
     decoder = Tokenizer.open(tmp_path).decoder()
     wave = "\U0001f44b".encode()
@@ -127,7 +129,7 @@ def test_incomplete_utf8_waits_while_streaming_and_is_replaced_at_the_end(tmp_pa
     assert (decoder.push(wave[0]), decoder.settled, decoder.finish()) == ("", False, "\ufffd")
 
 
-def test_a_tokenizer_file_that_cuts_or_pads_does_neither_here(tmp_path: Path) -> None:
+def test_truncation_and_padding_of_a_tokenizer_file_are_ignored(tmp_path: Path) -> None:
     rust = byte_tokenizer()
     rust.enable_truncation(3)
     rust.enable_padding(length=10)
@@ -135,7 +137,7 @@ def test_a_tokenizer_file_that_cuts_or_pads_does_neither_here(tmp_path: Path) ->
     assert Tokenizer.open(tmp_path).encode("abcdef") == list(b"abcdef")
 
 
-def test_a_directory_without_tokenizer_opens_and_takes_ids_only(
+def test_a_directory_without_a_tokenizer_opens_and_accepts_only_ids(
     tmp_path: Path, model_dir: Path
 ) -> None:
     shutil.copytree(model_dir, tmp_path / "model")
@@ -147,7 +149,7 @@ def test_a_directory_without_tokenizer_opens_and_takes_ids_only(
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[" * 100_000, b"\xff", b'{"version": "1.0"}'])
-def test_a_broken_tokenizer_file_is_named(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_tokenizer_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(TokenizerError) as caught:
@@ -155,7 +157,7 @@ def test_a_broken_tokenizer_file_is_named(tmp_path: Path, content: bytes) -> Non
     assert caught.value.file == str(path)
 
 
-def test_broken_merges_are_named(tmp_path: Path) -> None:
+def test_invalid_merges_are_named(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps(byte_alphabet()))
     (tmp_path / "merges.txt").write_text("a b\n")  # "ab" is not in the vocabulary
     with pytest.raises(TokenizerError) as caught:
@@ -163,7 +165,7 @@ def test_broken_merges_are_named(tmp_path: Path) -> None:
     assert caught.value.file == str(tmp_path / "merges.txt")
 
 
-def test_another_kind_of_tokenizer_is_rejected(tmp_path: Path) -> None:
+def test_tokenizers_other_than_bpe_are_rejected(tmp_path: Path) -> None:
     RustTokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TokenizerError, match="WordLevel"):
         Tokenizer.open(tmp_path)

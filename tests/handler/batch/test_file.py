@@ -61,7 +61,7 @@ def line(i: int) -> bytes:
     return json.dumps(fields).encode()
 
 
-def test_every_line_has_its_result_under_the_name_of_the_file(
+def test_every_line_has_a_result_in_the_file_of_the_same_name(
     function: Function, bucket: Bucket, demo: Engine
 ) -> None:
     event = put(bucket, "some tales/a b.jsonl", b"\n".join(map(line, range(30))) + b"\n")
@@ -78,7 +78,7 @@ def test_every_line_has_its_result_under_the_name_of_the_file(
         assert (result["generated_text"], result["finish_reason"]) == (alone.text, "length")
 
 
-def test_eventbridge_says_the_same(function: Function, bucket: Bucket) -> None:
+def test_eventbridge_events_give_the_same_results(function: Function, bucket: Bucket) -> None:
     put(bucket, "a+b c.jsonl", line(1))
     event = load_event("batch-s3-eventbridge")
     event["detail"]["bucket"]["name"] = bucket.name
@@ -106,7 +106,7 @@ def test_an_empty_file_has_empty_results(function: Function, bucket: Bucket) -> 
     assert results(bucket) == []
 
 
-def test_a_file_that_is_done_is_not_done_again(function: Function, bucket: Bucket) -> None:
+def test_a_finished_file_is_not_processed_again(function: Function, bucket: Bucket) -> None:
     event = put(bucket, "a.jsonl", line(1))
     first = function.invoke(event, Context())["objects"][0]
     second = function.invoke(event, Context())["objects"][0]
@@ -117,14 +117,14 @@ def test_a_file_that_is_done_is_not_done_again(function: Function, bucket: Bucke
     ("key", "words"),
     [("a.csv", r"one of \.jsonl"), ("results/a.jsonl", "below the prefix of the results")],
 )
-def test_what_holds_no_prompts_is_rejected(
+def test_unsupported_files_are_rejected(
     function: Function, bucket: Bucket, key: str, words: str
 ) -> None:
     with pytest.raises(UnsupportedObject, match=words):
         function.invoke(put(bucket, key, line(1)), Context())
 
 
-def test_a_file_that_has_changed_or_gone_since_its_event_is_an_error(
+def test_a_file_changed_or_deleted_after_its_event_is_an_error(
     function: Function, bucket: Bucket
 ) -> None:
     event = put(bucket, "a.jsonl", line(1))
@@ -144,7 +144,7 @@ def test_a_403_may_be_a_deleted_file_where_the_function_may_not_list(function: F
             storage.head(S3Object("b", "a.jsonl"))
 
 
-def test_a_file_within_a_message_stays_in_the_queue_until_it_is_done(
+def test_a_message_with_a_file_stays_in_the_queue_until_the_file_is_finished(
     function: Function, bucket: Bucket
 ) -> None:
     event = put(bucket, "a.jsonl", line(1))
@@ -154,7 +154,7 @@ def test_a_file_within_a_message_stays_in_the_queue_until_it_is_done(
     assert len(results(bucket)) == 1
 
 
-def test_where_the_time_runs_out_a_retry_goes_on(
+def test_a_retry_continues_after_the_deadline(
     function: Function, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, 1.0)  # a pass over the weights takes a second, nothing else any time
@@ -178,7 +178,7 @@ def big(i: int) -> bytes:
     return json.dumps({"prompt": "a", "max_new_tokens": 1, "id": f"{i}:" + "x" * 600_000}).encode()
 
 
-def test_large_results_are_written_in_parts_and_seen_when_they_are_complete(
+def test_large_results_are_uploaded_in_parts_and_visible_only_when_complete(
     function: Function, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event = put(bucket, "a.jsonl", b"\n".join(map(big, range(20))))
@@ -198,7 +198,7 @@ def test_large_results_are_written_in_parts_and_seen_when_they_are_complete(
     assert [result["id"].split(":")[0] for result in results(bucket)] == [str(i) for i in range(20)]
 
 
-def test_an_upload_that_was_aborted_begins_again(
+def test_an_aborted_upload_is_restarted(
     function: Function, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event = put(bucket, "a.jsonl", b"\n".join(map(big, range(9))))  # all within the first part
@@ -213,7 +213,7 @@ def test_an_upload_that_was_aborted_begins_again(
     assert len(results(bucket)) == 9
 
 
-def test_an_upload_that_somebody_else_has_published_is_done(
+def test_an_upload_completed_by_another_writer_is_finished(
     function: Function, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event = put(bucket, "a.jsonl", b"\n".join(map(big, range(9))))
@@ -224,7 +224,7 @@ def test_an_upload_that_somebody_else_has_published_is_done(
     assert len(results(bucket)) == 9
 
 
-def test_a_checkpoint_that_is_none_is_not_believed(function: Function, bucket: Bucket) -> None:
+def test_an_invalid_checkpoint_is_ignored(function: Function, bucket: Bucket) -> None:
     event = put(bucket, "a.jsonl", line(1) + b"\n" + line(2))
     etag = event["Records"][0]["s3"]["object"]["eTag"]
     name = f"results/a.jsonl.{etag}.results.jsonl.checkpoint"
@@ -233,7 +233,7 @@ def test_a_checkpoint_that_is_none_is_not_believed(function: Function, bucket: B
     assert [result["id"] for result in results(bucket)] == [1, 2]
 
 
-def test_where_another_writer_has_published_the_upload_the_rest_is_not_done(
+def test_processing_stops_when_another_writer_completes_the_upload(
     function: Function, bucket: Bucket, demo: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event = put(bucket, "a.jsonl", b"\n".join(map(big, range(60))))
@@ -253,7 +253,7 @@ def test_where_another_writer_has_published_the_upload_the_rest_is_not_done(
     assert results(bucket) == [{}]
 
 
-def test_results_that_another_model_has_published_do_not_end_the_work(
+def test_results_of_another_model_do_not_stop_processing(
     function: Function, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event = put(bucket, "a.jsonl", b"\n".join(map(big, range(20))))
@@ -280,7 +280,7 @@ def another_model(function: Function, folder: Path) -> Function:
 
 
 @pytest.mark.parametrize("part", [None, 5 * MB])
-def test_a_checkpoint_of_another_model_does_not_count(
+def test_a_checkpoint_of_another_model_is_ignored(
     part: int | None,
     function: Function,
     bucket: Bucket,
@@ -311,7 +311,7 @@ def test_a_checkpoint_of_another_model_does_not_count(
     assert not uploads.get("Uploads")
 
 
-def test_results_of_another_model_are_made_again(
+def test_results_of_another_model_are_replaced(
     function: Function, bucket: Bucket, tmp_path: Path
 ) -> None:
     event = put(bucket, "a.jsonl", line(1))
@@ -331,7 +331,7 @@ def test_results_of_another_model_are_made_again(
         ("a.txt", "x-gzip"),
     ],
 )
-def test_what_is_compressed_is_read_whatever_its_name_says(
+def test_compressed_files_are_recognized_by_content(
     key: str, encoding: str, function: Function, bucket: Bucket
 ) -> None:
     event = put(bucket, key, gzip.compress(line(1) + b"\n" + line(2)), ContentEncoding=encoding)
@@ -359,7 +359,7 @@ def test_the_results_of_a_long_key_have_a_shorter_name(
         assert key.startswith(f"results/{letter * 10}")
 
 
-def test_each_of_several_files_is_tried_before_a_failure_is_raised(
+def test_all_files_are_processed_before_an_error_is_raised(
     function: Function, bucket: Bucket
 ) -> None:
     first = put(bucket, "gone.jsonl", line(1))
@@ -374,7 +374,7 @@ def test_each_of_several_files_is_tried_before_a_failure_is_raised(
     assert failed(function.invoke(queue_event(event), Context())) == ["m0"]
 
 
-def test_what_a_retry_can_mend_is_raised_before_what_none_can(
+def test_retryable_errors_are_raised_before_permanent_ones(
     function: Function, bucket: Bucket
 ) -> None:
     bucket.put("a.csv", line(1))

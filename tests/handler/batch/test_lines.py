@@ -27,9 +27,7 @@ def read_lines(content: bytes, is_gzip: bool = False, after: int = 0) -> list[Li
 
 
 @given(st.lists(st.binary(max_size=40), max_size=20), st.booleans(), st.integers(1, 50))
-def test_lines_are_those_of_the_file_wherever_ranges_end(
-    parts: list[bytes], is_gzip: bool, size: int
-) -> None:
+def test_lines_do_not_depend_on_the_ranges(parts: list[bytes], is_gzip: bool, size: int) -> None:
     content = b"\n".join(part.replace(b"\n", b"") for part in parts)
     expected = content.split(b"\n")
     expected = expected[:-1] if not expected[-1] else expected
@@ -44,17 +42,17 @@ def test_lines_are_those_of_the_file_wherever_ranges_end(
             assert read_lines(data, is_gzip, after) == found[after:]
 
 
-def test_a_line_that_is_too_long_is_not_kept() -> None:
+def test_a_line_that_is_too_long_is_not_buffered() -> None:
     content = b"a\n" + b"x" * (2 * MAX_LINE_BYTES) + b"\nb\n" + b"y" * (MAX_LINE_BYTES + 1)
     assert [line.content for line in read_lines(content)] == [b"a", None, b"b", None]
 
 
-def test_gzip_files_in_a_row_are_one_file() -> None:
+def test_concatenated_gzip_members_are_one_file() -> None:
     data = gzip.compress(b"a\nb") + gzip.compress(b"c\n")
     assert [line.content for line in read_lines(data, True)] == [b"a", b"bc"]
 
 
-def test_of_a_large_gzip_file_only_a_line_is_in_memory() -> None:
+def test_reading_a_large_gzip_file_keeps_only_a_line_in_memory() -> None:
     data = gzip.compress((b"x" * RANGE_BYTES + b"\n") * 64)
     tracemalloc.start()
     try:
@@ -81,7 +79,7 @@ def test_a_file_that_is_compressed_twice_is_rejected() -> None:
     ],
     ids=["empty", "short", "one", "gzip", "gzip members"],
 )
-def test_the_time_of_reading_grows_with_the_bytes(of_size: Callable[[int], Any]) -> None:
+def test_reading_takes_linear_time(of_size: Callable[[int], Any]) -> None:
     def seconds(size: int) -> float:
         content, is_gzip = of_size(size)
         begin = process_time()
@@ -96,6 +94,6 @@ def test_the_time_of_reading_grows_with_the_bytes(of_size: Callable[[int], Any])
 @pytest.mark.parametrize(
     "data", [b"not gzip", gzip.compress(b"a" * 999)[:-9], gzip.compress(b"a")[:5]]
 )
-def test_what_is_no_gzip_or_only_a_part_of_one_is_rejected(data: bytes) -> None:
+def test_invalid_and_truncated_gzip_is_rejected(data: bytes) -> None:
     with pytest.raises(UnsupportedObject, match="gzip"):
         read_lines(data, True)

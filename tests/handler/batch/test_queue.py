@@ -37,7 +37,7 @@ def asked(i: int) -> dict[str, Any]:
     return {"prompt": f"Once upon a time {i}", "max_new_tokens": 2 + i % 7}
 
 
-def test_results_are_objects_that_are_named_for_their_messages(
+def test_results_are_objects_named_after_their_messages(
     function: Function, bucket: Bucket, demo: Engine
 ) -> None:
     reply = function.invoke(
@@ -56,7 +56,7 @@ def test_results_are_objects_that_are_named_for_their_messages(
     assert second["generated_text"] == "The fox" + demo.generate("The fox").text
 
 
-def test_a_bad_message_fails_alone(function: Function, bucket: Bucket) -> None:
+def test_an_invalid_message_fails_alone(function: Function, bucket: Bucket) -> None:
     too_long = {"prompt": "a " * 2000}
     reply = function.invoke(
         queue_event(asked(0), "{", asked(1), too_long, {"prompt": 5}), Context()
@@ -65,7 +65,7 @@ def test_a_bad_message_fails_alone(function: Function, bucket: Bucket) -> None:
     assert set(bucket.content()) == {"queue/m0.json", "queue/m2.json"}
 
 
-def test_a_message_that_comes_again_is_not_generated_again(
+def test_a_redelivered_message_is_not_generated_again(
     function: Function, bucket: Bucket, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function.invoke(queue_event(asked(0)), Context())
@@ -101,7 +101,7 @@ NO_PROMPTS = json.loads(json.dumps(GONE).replace("a.jsonl", "a.csv"))
         (NO_PROMPTS, None, "UnsupportedObject"),
     ],
 )
-def test_a_message_of_a_fifo_queue_that_no_retry_mends_is_answered(
+def test_a_permanent_failure_in_a_fifo_queue_has_an_error_result(
     bad: Any, name: Any, kind: str, function: Function, bucket: Bucket
 ) -> None:
     event = queue_event(bad, asked(0), asked(1), asked(2), fifo=True, groups="abca")
@@ -113,7 +113,7 @@ def test_a_message_of_a_fifo_queue_that_no_retry_mends_is_answered(
 
 
 @pytest.mark.parametrize("cause", ["result", "time", "file"])
-def test_nothing_of_its_group_is_done_behind_a_failure_that_a_retry_can_mend(
+def test_a_retryable_failure_blocks_its_message_group(
     cause: str, function: Function, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, decode, one = Storage.write, generation.complete_all, asked(1)
@@ -143,7 +143,7 @@ def test_nothing_of_its_group_is_done_behind_a_failure_that_a_retry_can_mend(
     monkeypatch.undo()
 
 
-def test_results_of_a_group_are_written_one_after_the_other(
+def test_results_of_a_group_are_written_in_order(
     function: Function, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began: list[str] = []
@@ -164,13 +164,13 @@ def test_results_of_a_group_are_written_one_after_the_other(
         assert [name for name in ended if name in names] == names
 
 
-def test_groups_of_a_standard_queue_bind_nothing(function: Function, bucket: Bucket) -> None:
+def test_groups_of_a_standard_queue_have_no_order(function: Function, bucket: Bucket) -> None:
     event = queue_event("{", asked(0), groups="aa")
     assert failed(function.invoke(event, Context())) == ["m0"]
     assert set(bucket.content()) == {"queue/m1.json"}
 
 
-def test_a_result_names_its_model_and_that_of_another_does_not_count(
+def test_a_result_names_its_model_and_those_of_others_are_ignored(
     function: Function, bucket: Bucket, demo: Engine, tmp_path: Path
 ) -> None:
     def made_by() -> str:
@@ -186,14 +186,14 @@ def test_a_result_names_its_model_and_that_of_another_does_not_count(
     assert made_by() == Engine.open(other).revision != demo.revision
 
 
-def test_a_result_without_a_model_is_made_again(function: Function, bucket: Bucket) -> None:
+def test_a_result_without_a_model_is_replaced(function: Function, bucket: Bucket) -> None:
     bucket.put("queue/m0.json", b"by an earlier version")
     function.invoke(queue_event(asked(0)), Context())
     assert b"generated_text" in bucket.content()["queue/m0.json"]
 
 
 @pytest.mark.parametrize("fifo", [False, True])
-def test_messages_of_a_megabyte_are_answered_or_refused(
+def test_messages_of_a_megabyte_are_processed_or_rejected(
     fifo: bool, function: Function, bucket: Bucket
 ) -> None:
     padded = json.dumps(asked(0)).ljust(1 << 20)
@@ -205,26 +205,28 @@ def test_messages_of_a_megabyte_are_answered_or_refused(
     assert ("queue/m1.json" in found) == fifo
 
 
-def test_near_the_deadline_nothing_begins_and_all_stays(function: Function, bucket: Bucket) -> None:
+def test_near_the_deadline_all_messages_stay_in_the_queue(
+    function: Function, bucket: Bucket
+) -> None:
     function.invoke({"warmup": True}, Context())
     reply = function.invoke(queue_event(asked(0), asked(1)), Context(0))
     assert failed(reply) == ["m0", "m1"]
     assert bucket.content() == {}
 
 
-def test_without_a_place_for_results_the_whole_batch_is_raised(moto: str) -> None:
+def test_without_a_results_setting_the_batch_fails(moto: str) -> None:
     function = Function(Settings(model_dir=str(DEMO)))
     with pytest.raises(ResultsUnavailable, match="GPT2_RESULTS is not set"):
         function.invoke(queue_event(asked(0)), Context())
 
 
-def test_a_bucket_that_is_not_there_fails_the_whole_batch(bucket: Bucket) -> None:
+def test_a_missing_bucket_fails_the_batch(bucket: Bucket) -> None:
     function = Function(Settings(model_dir=str(DEMO), results="s3://nowhere-at-all/x"))
     reply = function.invoke(queue_event(asked(0)), Context())
     assert failed(reply) == ["m0"]
 
 
-def test_the_log_has_ids_and_kinds_but_no_words(
+def test_the_log_has_ids_and_error_types_but_no_text(
     function: Function, bucket: Bucket, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bodies = (
@@ -318,7 +320,7 @@ def run_a_queue(moto: str, folder: Path, count: int, kills: int, name: str) -> N
 
 
 @pytest.mark.skipif(RIE is None, reason="AWS's emulator is not installed: `make test` does")
-def test_no_message_is_lost_or_done_wrong_while_functions_are_killed(
+def test_every_message_has_its_result_although_functions_are_killed(
     moto: str, tmp_path: Path
 ) -> None:
     run_a_queue(moto, tmp_path, 60, 2, "killed")
@@ -327,7 +329,7 @@ def test_no_message_is_lost_or_done_wrong_while_functions_are_killed(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(RIE is None, reason="AWS's emulator is not installed: `make test` does")
-def test_no_message_of_a_thousand_is_lost_or_done_wrong(moto: str, tmp_path: Path) -> None:
+def test_every_one_of_a_thousand_messages_has_its_result(moto: str, tmp_path: Path) -> None:
     run_a_queue(moto, tmp_path, 1000, 12, "thousand")
 
 
@@ -391,7 +393,7 @@ def run_groups(moto: str, folder: Path, count: int, kills: int, name: str) -> No
 
 
 @pytest.mark.skipif(RIE is None, reason="AWS's emulator is not installed: `make test` does")
-def test_groups_keep_their_order_while_functions_are_killed(moto: str, tmp_path: Path) -> None:
+def test_groups_keep_their_order_although_functions_are_killed(moto: str, tmp_path: Path) -> None:
     run_groups(moto, tmp_path, 60, 2, "groups")
 
 

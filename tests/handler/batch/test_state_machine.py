@@ -62,7 +62,7 @@ def executions(machine: str) -> list[dict[str, Any]]:
     return [client.describe_execution(executionArn=e["executionArn"]) for e in found]
 
 
-def test_a_large_file_is_handed_over_once_and_the_reply_says_where_its_results_will_be(
+def test_a_large_file_starts_the_state_machine_once_and_reports_the_results_location(
     function: Function, bucket: Bucket, machine: str
 ) -> None:
     bucket.put("a.jsonl", LINES)
@@ -82,13 +82,15 @@ def test_a_large_file_is_handed_over_once_and_the_reply_says_where_its_results_w
     assert first["results"] == f"s3://{bucket.name}/{given['prefix']}/"
 
 
-def test_a_file_is_handed_over_without_a_model(function: Function, bucket: Bucket) -> None:
+def test_starting_the_state_machine_does_not_open_the_model(
+    function: Function, bucket: Bucket
+) -> None:
     bucket.put("a.jsonl", LINES)
     function.settings = function.settings._replace(model_dir="/nowhere", model_dir_named=True)
     assert hand_over(function, bucket)["status"] == "handed over"
 
 
-def test_a_file_that_the_function_has_begun_is_not_looked_through_again(
+def test_a_file_with_a_checkpoint_is_not_scanned_again(
     function: Function, bucket: Bucket, machine: str
 ) -> None:
     bucket.put("a.jsonl", LINES)
@@ -98,7 +100,7 @@ def test_a_file_that_the_function_has_begun_is_not_looked_through_again(
     assert executions(machine) == []
 
 
-def test_results_of_a_long_key_have_room_below_the_prefix(
+def test_results_of_long_keys_fit_below_the_prefix(
     function: Function, bucket: Bucket, machine: str
 ) -> None:
     key = "ü" * 500 + ".jsonl"
@@ -109,7 +111,7 @@ def test_results_of_a_long_key_have_room_below_the_prefix(
     assert len(prefix.encode()) <= 1024 - len("/") - 36 - len("/SUCCEEDED_1000.json")
 
 
-def test_a_run_that_failed_is_run_again_under_another_name(
+def test_a_failed_execution_is_restarted_with_another_name(
     function: Function, bucket: Bucket, machine: str
 ) -> None:
     bucket.put("a.jsonl", LINES)
@@ -123,7 +125,7 @@ def test_a_run_that_failed_is_run_again_under_another_name(
     assert len(executions(machine)) == 2
 
 
-def test_a_file_that_fails_for_ever_is_not_run_for_ever(
+def test_executions_of_a_failing_file_are_limited(
     function: Function, bucket: Bucket, machine: str
 ) -> None:
     bucket.put("a.jsonl", LINES)
@@ -136,7 +138,7 @@ def test_a_file_that_fails_for_ever_is_not_run_for_ever(
         hand_over(function, bucket)
 
 
-def test_a_state_machine_that_is_not_there_is_an_error(function: Function, bucket: Bucket) -> None:
+def test_a_missing_state_machine_is_an_error(function: Function, bucket: Bucket) -> None:
     bucket.put("a.jsonl", LINES)
     gone = f"{function.settings.state_machine}-gone"
     function.settings = function.settings._replace(state_machine=gone)
@@ -154,7 +156,7 @@ def test_a_state_machine_that_is_not_there_is_an_error(function: Function, bucke
         ("a.jsonl", LINES + b"\n\n" + LINES, ""),
     ],
 )
-def test_what_the_reader_may_not_take_stays_with_the_function(
+def test_files_that_the_item_reader_does_not_support_stay_with_the_function(
     key: str, content: bytes, encoding: str, function: Function, bucket: Bucket, machine: str
 ) -> None:
     bucket.put(key, content, ContentEncoding=encoding)
@@ -165,15 +167,15 @@ def test_what_the_reader_may_not_take_stays_with_the_function(
 @pytest.mark.parametrize(
     "content", [b"5", b"[]", b'"\xff"', b"", None, b'{"a": ' + b"[" * 100_000, b"\xef\xbb\xbf{}"]
 )
-def test_a_line_that_is_no_object_is_not_for_the_reader(content: bytes | None) -> None:
+def test_a_line_that_is_not_an_object_is_not_for_the_item_reader(content: bytes | None) -> None:
     assert not can_read([Line(1, b"{}", 3), Line(2, content, 9)], None)
 
 
-def test_an_item_that_a_batch_cannot_hold_is_not_for_the_reader() -> None:
+def test_an_item_over_the_batch_limit_is_not_for_the_item_reader() -> None:
     text = json.dumps({"prompt": "a" * MAX_ITEM_BYTES}).encode()
     assert not can_read([Line(1, text, len(text))], None)
 
 
-def test_looking_through_a_file_ends_at_the_deadline() -> None:
+def test_scanning_a_file_ends_at_the_deadline() -> None:
     with pytest.raises(Unfinished):
         can_read([Line(1, b"{}", 3)], 0.0)

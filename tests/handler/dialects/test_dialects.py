@@ -18,26 +18,26 @@ from handler.settings import Settings
 from tests.support.events import http_event, load_event, payload
 
 
-def test_the_fields_say_which_dialect_it_is() -> None:
+def test_the_fields_determine_the_dialect() -> None:
     assert parse_request({"prompt": "x"}).dialect is NATIVE
     assert parse_request({"inputs": "x"}).dialect is HUGGING_FACE
 
 
-def test_null_is_a_field_left_out() -> None:
+def test_null_counts_as_a_missing_field() -> None:
     found = parse_request(
         {"prompt": "x", "max_new_tokens": None, "stop": None, "id": None, "return_full_text": None}
     )
     assert found == Request(NATIVE, ("x",))
 
 
-def test_prompts_in_a_list_stay_in_order() -> None:
+def test_results_have_the_order_of_the_prompts() -> None:
     found = parse_request(load_event("direct-prompts"))
     assert (len(found.prompts), found.is_list) == (2, True)
     assert list(found.prompts) == load_event("direct-prompts")["prompt"]
 
 
 @pytest.mark.parametrize("name", ["typical_p", "top_n_tokens", "truncate"])
-def test_what_is_not_supported_is_rejected_in_words_that_help(name: str) -> None:
+def test_unsupported_fields_are_rejected_with_advice(name: str) -> None:
     with pytest.raises(BadRequest, match=f"{name} is not supported"):
         parse_request({"inputs": "x", "parameters": {name: 1}})
     assert parse_request({"inputs": "x", "parameters": {name: None}}).prompts == ("x",)
@@ -94,7 +94,7 @@ def test_neutral_values_of_sampling_parameters_are_accepted() -> None:
         ({"inputs": "x", "parameters": {"details": "yes"}}, "parameters.details"),
     ],
 )
-def test_a_bad_field_is_rejected_by_name(given: dict[str, Any], param: str) -> None:
+def test_an_invalid_field_is_rejected_by_name(given: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as caught:
         parse_request(given)
     assert caught.value.param == param
@@ -110,7 +110,7 @@ def test_a_bad_field_is_rejected_by_name(given: dict[str, Any], param: str) -> N
         {"prompt": "x", "logit_bias": {str(i): 1 for i in range(1025)}},
     ],
 )
-def test_too_many_prompts_or_stops_and_too_long_ones_are_rejected(given: dict[str, Any]) -> None:
+def test_too_many_prompts_and_too_many_or_long_stops_are_rejected(given: dict[str, Any]) -> None:
     with pytest.raises(LimitExceeded, match="limit"):
         parse_request(given)
 
@@ -136,7 +136,7 @@ def test_without_sampling_fields_decoding_is_greedy() -> None:
         ({"repetition_penalty": 1.2}, 0.0),
     ],
 )
-def test_tokens_are_drawn_where_hugging_faces_servers_do(
+def test_tokens_are_sampled_in_the_same_cases_as_by_hugging_faces_servers(
     parameters: dict[str, Any], temperature: float
 ) -> None:
     """text-generation-inference, `NextTokenChooser`: `do_sample` or any warper that has effect."""
@@ -148,7 +148,7 @@ def test_tokens_are_drawn_where_hugging_faces_servers_do(
 SAMPLED = {"prompt": "abc", "max_new_tokens": 20, "temperature": 1.0}
 
 
-def test_a_seed_decides_and_is_reported(model_dir: Any) -> None:
+def test_the_seed_determines_the_text_and_is_reported(model_dir: Any) -> None:
     function = Function(Settings(model_dir=str(model_dir)))
     first = function.invoke(SAMPLED)
     again = function.invoke(SAMPLED | {"seed": first["seed"]})
@@ -158,7 +158,7 @@ def test_a_seed_decides_and_is_reported(model_dir: Any) -> None:
     assert "seed" not in function.invoke({"prompt": "abc", "repetition_penalty": 1.2})
 
 
-def test_prompts_of_one_request_draw_for_themselves(model_dir: Any) -> None:
+def test_prompts_of_a_request_are_sampled_independently(model_dir: Any) -> None:
     function = Function(Settings(model_dir=str(model_dir)))
     body = function.invoke(SAMPLED | {"prompt": ["abc", "abc"], "seed": 1})
     texts = [item["generated_text"] for item in body["generations"]]
@@ -166,14 +166,14 @@ def test_prompts_of_one_request_draw_for_themselves(model_dir: Any) -> None:
     assert texts[0] == function.invoke(SAMPLED | {"seed": 1})["generated_text"]
 
 
-def test_hugging_face_reports_the_seed_among_the_details(model_dir: Any) -> None:
+def test_hugging_face_details_include_the_seed(model_dir: Any) -> None:
     function = Function(Settings(model_dir=str(model_dir)))
     parameters = {"do_sample": True, "seed": 7, "details": True, "max_new_tokens": 5}
     (item,) = function.invoke({"inputs": "abc", "parameters": parameters})
     assert item["details"]["seed"] == 7
 
 
-def test_a_form_can_ask_for_sampling(model_dir: Any) -> None:
+def test_a_form_can_set_sampling_fields(model_dir: Any) -> None:
     function = Function(Settings(model_dir=str(model_dir)))
     form = "prompt=abc&temperature=0.7&top_k=5&seed=-3&max_new_tokens=5"
     reply = payload(
@@ -184,7 +184,7 @@ def test_a_form_can_ask_for_sampling(model_dir: Any) -> None:
     assert reply["seed"] == -3
 
 
-def test_a_bias_for_a_token_that_the_model_lacks_is_rejected(model_dir: Any) -> None:
+def test_a_bias_for_an_unknown_token_is_rejected(model_dir: Any) -> None:
     function = Function(Settings(model_dir=str(model_dir)))
     reply = function.invoke({"inputs": "a", "parameters": {"logit_bias": {"257": 1}}})
     assert reply["error_type"] == "validation"
@@ -212,7 +212,7 @@ class Cohere(Native):
         return 418, {"message": error_of(error)["error"]["message"]}
 
 
-def test_a_dialect_is_one_file_and_its_name(
+def test_a_new_dialect_needs_one_module_and_its_name(
     model_dir: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = SimpleNamespace(DIALECT=Cohere())

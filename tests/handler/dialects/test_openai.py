@@ -45,7 +45,7 @@ def texts(body: Any) -> list[str]:
     return [choice["text"] for choice in body["choices"]]
 
 
-def test_a_completion_is_what_the_engine_gives(post: Post, demo: Engine) -> None:
+def test_a_completion_has_the_text_of_the_engine(post: Post, demo: Engine) -> None:
     status, body = post(prompt="Once upon a time", max_tokens=8, user="u", top_p=1, n=1)
     assert status == 200
     alone = demo.generate("Once upon a time", 8)
@@ -57,7 +57,7 @@ def test_a_completion_is_what_the_engine_gives(post: Post, demo: Engine) -> None
     assert (body["object"], body["id"][:5], body["model"]) == ("text_completion", "cmpl-", "demo")
 
 
-def test_without_max_tokens_there_are_sixteen(post: Post) -> None:
+def test_max_tokens_is_16_by_default(post: Post) -> None:
     assert post(prompt="The fox")[1]["usage"]["completion_tokens"] == 16
     assert post(prompt="The fox", max_tokens=None)[1]["usage"]["completion_tokens"] == 16
 
@@ -71,7 +71,7 @@ def test_prompts_may_be_texts_or_ids_one_or_many(post: Post, demo: Engine) -> No
     assert texts(post(prompt=one, max_tokens=5, echo=True)[1]) == ["The fox" + expected[0]]
 
 
-def test_choices_are_numbered_over_all_prompts_and_differ(post: Post) -> None:
+def test_choices_are_numbered_across_prompts_and_differ(post: Post) -> None:
     asked = {"prompt": ["The fox", "A king"], "n": 3, "best_of": 3, "temperature": 1, "seed": 5}
     body = post(**asked, max_tokens=12)[1]
     assert [choice["index"] for choice in body["choices"]] == list(range(6))
@@ -81,13 +81,13 @@ def test_choices_are_numbered_over_all_prompts_and_differ(post: Post) -> None:
         "prompt_tokens"]  # fmt: skip
 
 
-def test_stop_strings_end_a_text_and_may_be_more_than_four(post: Post) -> None:
+def test_more_than_four_stop_strings_are_accepted(post: Post) -> None:
     body = post(prompt="Once upon a time", max_tokens=30, stop=["king", "man", "x", "y", "z"])[1]
     assert body["choices"][0]["finish_reason"] == "stop"
     assert "man" not in body["choices"][0]["text"]
 
 
-def test_the_end_of_text_is_a_stop_with_a_logprob(tmp_path: Path) -> None:
+def test_the_end_of_text_token_has_finish_reason_stop_and_a_logprob(tmp_path: Path) -> None:
     write_scripted_model(tmp_path, [*script_for("x", b"ab"), 256])
     function = Function(Settings(model_dir=str(tmp_path)))
     body = payload(function.invoke(http_event(path=PATH, prompt="x", logprobs=0)))
@@ -114,7 +114,7 @@ def test_logprobs_of_prompt_and_text_agree_with_the_logits(post: Post, demo: Eng
         assert choice["text"][offset:].startswith(token)
 
 
-def test_a_prompt_alone_can_be_scored(post: Post) -> None:
+def test_a_prompt_can_be_scored_without_new_tokens(post: Post) -> None:
     status, body = post(prompt="The fox", max_tokens=0, echo=True, logprobs=0)
     assert (status, texts(body)) == (200, ["The fox"])
     assert len(body["choices"][0]["logprobs"]["tokens"]) == body["usage"]["prompt_tokens"]
@@ -128,12 +128,12 @@ def rendered(*tokens: ScoredToken, text: str) -> Any:
     return DIALECT.render(request, [completion], Report({}, False, "m"))["choices"][0]["logprobs"]
 
 
-def test_tokens_that_look_the_same_keep_the_best_value() -> None:
+def test_tokens_with_the_same_text_keep_the_highest_logprob() -> None:
     token = ScoredToken(b"a", True, -3.0, ((b"a", -1.0), (b"b", -2.0), (b"b", -2.5)))
     assert rendered(token, text="a")["top_logprobs"] == [{"a": -1.0, "b": -2.0}]
 
 
-def test_parts_of_characters_are_told_as_bytes() -> None:
+def test_incomplete_characters_are_reported_as_bytes() -> None:
     parts = [ScoredToken(piece, True, -1.0) for piece in (b"a", b"\xc3", b"\xa9z", b"b")]
     found = rendered(*parts, text="aézb")
     assert found["tokens"] == ["a", "bytes:\\xc3", "bytes:\\xa9\\x7a", "b"]
@@ -183,7 +183,7 @@ def test_parts_of_characters_are_told_as_bytes() -> None:
         ({"prompt": "x", "model": "gpt-4"}, 404, "model", "model_not_found"),
     ],
 )
-def test_errors_have_openais_shape(
+def test_errors_have_openais_format(
     post: Post, fields: dict[str, Any], status: int, param: str, code: str | None
 ) -> None:
     found, body = post(**fields)
@@ -192,7 +192,7 @@ def test_errors_have_openais_shape(
     assert list(body) == ["error"]
 
 
-def test_a_body_that_is_no_json_is_an_error_in_openais_shape(function: Function) -> None:
+def test_invalid_json_is_an_error_in_openais_format(function: Function) -> None:
     reply = function.invoke(http_event("{", path=PATH))
     assert (reply["statusCode"], payload(reply)["error"]["type"]) == (400, "invalid_request_error")
 
@@ -234,14 +234,16 @@ def joined(chunks: list[Any]) -> list[Any]:
         {"prompt": "Once upon a time", "max_tokens": 200, "logprobs": 1},
     ],
 )
-def test_chunks_joined_are_the_completion(function: Function, asked: dict[str, Any]) -> None:
+def test_the_concatenated_chunks_are_the_completion(
+    function: Function, asked: dict[str, Any]
+) -> None:
     whole = payload(function.invoke(http_event(path=PATH, **asked)))
     chunks = events(function.invoke(http_event(path=PATH, stream=True, **asked)))
     assert joined(chunks) == whole["choices"]
     assert len(chunks) > len(whole["choices"]) or asked.get("max_tokens") == 0
 
 
-def test_a_stream_comes_whole_where_the_door_does_not_stream(function: Function) -> None:
+def test_a_stream_is_buffered_if_the_source_does_not_stream(function: Function) -> None:
     asked = {"prompt": ["The fox", "é\n\ndata: x"], "max_tokens": 9, "echo": True, "logprobs": 1}
     whole = payload(function.invoke(http_event(path=PATH, **asked)))
     chunks = events(function.invoke(http_event(path=PATH, stream=True, **asked)))
@@ -250,7 +252,7 @@ def test_a_stream_comes_whole_where_the_door_does_not_stream(function: Function)
     assert all("usage" not in chunk for chunk in chunks)
 
 
-def test_a_stream_counts_its_tokens_if_asked_to(function: Function) -> None:
+def test_a_stream_reports_usage_if_requested(function: Function) -> None:
     options = {"stream": True, "stream_options": {"include_usage": True}}
     *chunks, last = events(
         function.invoke(http_event(path=PATH, prompt="The fox", max_tokens=4, **options))
@@ -260,12 +262,12 @@ def test_a_stream_counts_its_tokens_if_asked_to(function: Function) -> None:
     assert last["usage"]["completion_tokens"] == 4
 
 
-def test_an_error_of_a_stream_that_comes_whole_has_its_status(post: Post) -> None:
+def test_an_error_in_a_buffered_stream_sets_the_status(post: Post) -> None:
     status, body = post(prompt="x", stream=True, max_tokens=9999)
     assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
 
 
-def test_chat_is_a_404_that_says_why(function: Function) -> None:
+def test_chat_completions_are_a_404_with_the_reason(function: Function) -> None:
     reply = function.invoke(http_event(path="/v1/chat/completions", messages=[]))
     assert reply["statusCode"] == 404
     assert "no chat template" in payload(reply)["error"]["message"]
@@ -275,7 +277,7 @@ def get(function: Function, path: str, method: str = "GET") -> Any:
     return function.invoke(http_event(path=path, method=method))
 
 
-def test_models_are_listed_without_opening_one() -> None:
+def test_listing_models_does_not_open_them() -> None:
     function = Function(Settings(model_uri="s3://nowhere-to-be-found/gpt2"))
     (model,) = payload(get(function, "/v1/models"))["data"]
     assert (model["id"], model["object"]) == ("s3://nowhere-to-be-found/gpt2", "model")
@@ -284,7 +286,7 @@ def test_models_are_listed_without_opening_one() -> None:
     assert function.model.engine is None
 
 
-def test_a_model_of_the_hub_goes_by_its_name_there() -> None:
+def test_a_model_from_the_hub_has_its_repository_name() -> None:
     assert models("hf://openai/gpt2", None)["data"][0]["id"] == "openai/gpt2"
     assert models("hf://openai/gpt2", "openai/gpt2") == models(
         "hf://openai/gpt2", "hf:/openai/gpt2"
@@ -293,7 +295,7 @@ def test_a_model_of_the_hub_goes_by_its_name_there() -> None:
         models("hf://openai/gpt2", "gpt2")
 
 
-def test_another_model_is_not_found(function: Function) -> None:
+def test_an_unknown_model_is_not_found(function: Function) -> None:
     reply = get(function, "/v1/models/gpt-4")
     assert (reply["statusCode"], payload(reply)["error"]["code"]) == (404, "model_not_found")
 
@@ -341,6 +343,6 @@ JSON = st.recursive(
         optional=dict.fromkeys(FIELDS[3:], JSON),
     )
 )
-def test_no_body_is_our_fault(function: Function, fields: dict[str, Any]) -> None:
+def test_no_body_causes_an_internal_error(function: Function, fields: dict[str, Any]) -> None:
     reply = function.invoke(http_event(json.dumps(fields), path=PATH))
     assert reply["statusCode"] in (200, 400, 404, 413)

@@ -31,7 +31,7 @@ def answers(server: RuntimeApiServer, bodies: list[bytes]) -> dict[str, bytes]:
     return {reply.path.split("/")[4].removeprefix("request-"): reply.body for reply in found}
 
 
-def test_as_many_events_as_the_setting_says_are_under_way_at_once(
+def test_events_run_concurrently_up_to_the_setting(
     server: RuntimeApiServer,
 ) -> None:
     """Each waits until there are four: with three polls none would be answered."""
@@ -47,18 +47,18 @@ def test_one_event_at_a_time_without_the_setting(server: RuntimeApiServer, count
         assert json.loads(server.invoke(b'{"do": "calls"}').body) == []
 
 
-def test_the_handlers_module_hears_that_it_is_shared(server: RuntimeApiServer) -> None:
+def test_the_handlers_module_is_notified_of_concurrency(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED, **FOUR):
         assert json.loads(server.invoke(b'{"do": "calls"}').body) == ["concurrency"]
 
 
-def test_the_trace_of_one_event_is_not_seen_by_another(server: RuntimeApiServer) -> None:
+def test_concurrent_events_do_not_share_trace_ids(server: RuntimeApiServer) -> None:
     headers = {"Lambda-Runtime-Trace-Id": TRACE_ID}
     with runtime(server, OURS, FIXED, **FOUR):
         assert json.loads(server.invoke(b'{"do": "context"}', headers).body)["trace"] is None
 
 
-def test_eight_prompts_at_once_get_the_texts_that_they_get_alone(
+def test_eight_concurrent_prompts_get_the_same_texts_as_alone(
     server: RuntimeApiServer, demo: Engine
 ) -> None:
     prompts = ["Once upon a time", "The fox", "A king", "There was", "She", "He", "It", "When"]
@@ -69,7 +69,7 @@ def test_eight_prompts_at_once_get_the_texts_that_they_get_alone(
         assert json.loads(found[str(i)])["generated_text"] == demo.generate(prompt, 20).text
 
 
-def test_a_reply_that_cannot_be_delivered_is_logged_and_the_next_event_is_answered(
+def test_a_failed_reply_is_logged_and_the_next_event_is_processed(
     server: RuntimeApiServer,
 ) -> None:
     server.failing_replies = 1
@@ -85,7 +85,7 @@ class Stop(Exception):
     """Ends the endless loop."""
 
 
-def test_next_is_tried_again_with_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_is_retried_with_increasing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = [*[RuntimeApiError("no")] * 9, Invocation("r", b"1", {}), RuntimeApiError("no")]
     pauses: list[float] = []
 

@@ -36,7 +36,7 @@ def function(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_event_is_answered_under_the_emulator(function: Emulator, name: str) -> None:
+def test_every_event_gets_its_reply_under_the_emulator(function: Emulator, name: str) -> None:
     assert_answered(name, function.invoke(load_event(name)))
 
 
@@ -50,7 +50,7 @@ def test_the_first_invoke_is_a_cold_start_and_the_second_is_warm(tmp_path: Path)
     assert first["generated_text"] == second["generated_text"]
 
 
-def test_killing_the_emulator_ends_the_function_too(tmp_path: Path) -> None:
+def test_killing_the_emulator_ends_the_function(tmp_path: Path) -> None:
     assert RIE is not None
     with emulator(RIE, tmp_path / "log", {}) as function:
         function.invoke({"prompt": "a", "max_new_tokens": 1})
@@ -73,7 +73,7 @@ def test_the_functions_timeout_returns_the_partial_text(tmp_path: Path) -> None:
     assert 0 < reply["usage"]["completion_tokens"] < 8000
 
 
-def test_a_bad_setting_is_an_init_error_that_names_it(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_an_init_error_that_names_it(tmp_path: Path) -> None:
     assert RIE is not None
     with emulator(RIE, tmp_path / "log", {"GPT2_MAX_NEW_TOKENS": "many"}) as function:
         reply = function.invoke({"prompt": "abc"})

@@ -135,7 +135,7 @@ def test_the_client_context_is_that_of_awslambdaric(client: str) -> None:
 
 @pytest.mark.parametrize("header", ["Client-Context", "Cognito-Identity"])
 @pytest.mark.parametrize("value", ["{", "[1]", '"text"'])
-def test_a_context_that_is_no_object_is_an_error_of_the_event(header: str, value: str) -> None:
+def test_an_invalid_context_header_is_an_error_of_the_event(header: str, value: str) -> None:
     with RuntimeApiServer() as api, runtime(api, OURS, FIXED):
         reply = api.invoke(b'{"do": "context"}', {f"Lambda-Runtime-{header}": value})
         assert reply.path.endswith("/error")
@@ -143,7 +143,7 @@ def test_a_context_that_is_no_object_is_an_error_of_the_event(header: str, value
         assert json.loads(api.invoke(b"1").body) == {"echo": 1}
 
 
-def test_what_the_context_logs_is_on_stdout_at_once(server: RuntimeApiServer) -> None:
+def test_context_log_flushes_stdout(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED) as process:
         assert json.loads(server.invoke(b'{"do": "log", "message": "said\\n"}').body) is None
         assert process.stdout is not None
@@ -163,14 +163,14 @@ def test_decimals_and_bytes_in_a_reply_are_those_of_awslambdaric(
     assert ours.body == theirs.body
 
 
-def test_the_invocation_id_comes_back_with_replies_and_errors() -> None:
+def test_replies_and_errors_have_the_invocation_id() -> None:
     for body in (b"{}", b'{"do": "raise", "message": "x"}'):
         ours, theirs = ask_both(body, {"Lambda-Runtime-Invocation-Id": "delivery-9"})
         assert ours.headers["lambda-runtime-invocation-id"] == "delivery-9"
         assert theirs.headers["lambda-runtime-invocation-id"] == "delivery-9"
 
 
-def test_one_process_answers_event_after_event_and_forgets_the_trace(
+def test_one_process_handles_events_in_sequence_without_keeping_the_trace_id(
     server: RuntimeApiServer,
 ) -> None:
     with runtime(server, OURS, FIXED):
@@ -184,14 +184,14 @@ def test_one_process_answers_event_after_event_and_forgets_the_trace(
         assert json.loads(server.invoke(b'"still here"').body) == {"echo": "still here"}
 
 
-def test_a_connection_that_was_closed_is_made_again(server: RuntimeApiServer) -> None:
+def test_a_closed_connection_is_reopened(server: RuntimeApiServer) -> None:
     server.drop_connections = True
     with runtime(server, OURS, FIXED):
         for number in range(5):
             assert json.loads(server.invoke(b"%d" % number).body) == {"echo": number}
 
 
-def test_an_error_is_logged_by_type_and_place_and_never_with_its_text(
+def test_errors_are_logged_with_type_and_stack_but_no_message(
     server: RuntimeApiServer,
 ) -> None:
     with runtime(server, OURS, FIXED) as process:
@@ -222,7 +222,7 @@ def test_a_handler_that_cannot_be_loaded_is_an_init_error(
     assert json.loads(reply.body)["errorMessage"]
 
 
-def test_a_bad_setting_is_an_init_error_that_names_it(server: RuntimeApiServer) -> None:
+def test_an_invalid_setting_is_an_init_error_that_names_it(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, "handler.app.lambda_handler", GPT2_THREADS="many") as process:
         reply = server.replies.get(timeout=20)
         assert process.wait(20) == 1
@@ -230,7 +230,7 @@ def test_a_bad_setting_is_an_init_error_that_names_it(server: RuntimeApiServer) 
     assert "GPT2_THREADS" in json.loads(reply.body)["errorMessage"]
 
 
-def test_a_handler_that_exits_ends_the_process(server: RuntimeApiServer) -> None:
+def test_sys_exit_in_the_handler_ends_the_process(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED) as process:
         server.events.put((b'{"do": "exit"}', {"Lambda-Runtime-Aws-Request-Id": "request-1"}))
         assert process.wait(20) == 3
@@ -248,7 +248,7 @@ def test_a_streamed_reply_arrives_in_chunks(server: RuntimeApiServer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["RuntimeError", "OSError", "ConnectionError"])
-def test_an_error_in_the_middle_of_a_stream_is_its_trailer(
+def test_an_error_during_a_stream_is_sent_as_its_trailer(
     server: RuntimeApiServer, kind: str
 ) -> None:
     event = {"do": "stream", "chunks": ["Once "], "fail": "broke", "kind": kind}
@@ -261,7 +261,7 @@ def test_an_error_in_the_middle_of_a_stream_is_its_trailer(
     assert (error["errorType"], error["errorMessage"]) == (kind, "broke")
 
 
-def test_a_chunk_that_is_no_bytes_is_an_error_of_the_stream(server: RuntimeApiServer) -> None:
+def test_a_chunk_of_the_wrong_type_is_an_error_of_the_stream(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED):
         reply = server.invoke(b'{"do": "stream", "chunks": ["Once ", [5]]}')
         assert json.loads(server.invoke(b"1").body) == {"echo": 1}
@@ -269,7 +269,7 @@ def test_a_chunk_that_is_no_bytes_is_an_error_of_the_stream(server: RuntimeApiSe
     assert reply.trailers["Lambda-Runtime-Function-Error-Type"] == "TypeError"
 
 
-def test_a_send_that_breaks_is_no_error_of_the_stream_and_ends_its_chunks() -> None:
+def test_a_failed_send_closes_the_chunks() -> None:
     closed = []
 
     def chunks() -> Iterator[bytes]:
@@ -332,7 +332,7 @@ def test_snapstart_opens_the_model_before_the_snapshot(server: RuntimeApiServer)
 
 
 @pytest.mark.parametrize("name", ["api-generate", "alb-generate", "direct-generate", "bad-json"])
-def test_real_events_give_what_awslambdaric_gives(name: str) -> None:
+def test_event_files_get_the_same_replies_as_with_awslambdaric(name: str) -> None:
     event = json.dumps(load_event(name)).encode()
     replies = []
     for module in (OURS, THEIRS):
@@ -344,7 +344,7 @@ def test_real_events_give_what_awslambdaric_gives(name: str) -> None:
     assert texts[0] == texts[1]
 
 
-def test_the_runtime_imports_nothing_heavy() -> None:
+def test_the_runtime_imports_no_heavy_module() -> None:
     code = "import sys, handler.runtime.loop\nprint(*sorted(sys.modules))"
     command = [sys.executable, "-S", "-c", code]
     environ = {"PYTHONPATH": str(ROOT)}
@@ -354,18 +354,18 @@ def test_the_runtime_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "host:port"])
-def test_an_address_that_is_none_is_rejected(address: str) -> None:
+def test_an_invalid_address_is_rejected(address: str) -> None:
     with pytest.raises(RuntimeApiError, match="not host:port"):
         RuntimeApi(address)
 
 
-def test_without_anybody_listening_the_error_says_so() -> None:
+def test_a_refused_connection_is_reported() -> None:
     (port,) = free_ports(1)
     with pytest.raises(RuntimeApiError, match="invocation/next failed"):
         RuntimeApi(f"127.0.0.1:{port}").next()
 
 
-def test_an_emulator_that_ends_after_an_event_is_no_error(
+def test_the_runtime_exits_with_0_when_the_emulator_ends(
     server: RuntimeApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ending(RuntimeApi):
@@ -384,7 +384,7 @@ def test_an_emulator_that_ends_after_an_event_is_no_error(
         loop.run(api, FIXED)
 
 
-def test_an_answer_that_is_no_http_is_rejected() -> None:
+def test_a_response_that_is_not_http_is_rejected() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
 
     def speak() -> None:
@@ -401,7 +401,7 @@ def test_an_answer_that_is_no_http_is_rejected() -> None:
     listener.close()
 
 
-def test_a_header_without_end_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_header_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime_api, "MAX_HEADER_BYTES", 100)
     api = RuntimeApi("127.0.0.1:1")
     monkeypatch.setattr(RuntimeApi, "_more", lambda self: b"x" * 60)
@@ -436,7 +436,7 @@ def post(url: str, body: bytes) -> tuple[int, Any]:
             return error.code, json.load(error)
 
 
-def test_without_a_runtime_api_a_stream_is_collected_and_a_broken_one_is_an_error() -> None:
+def test_without_a_runtime_api_streams_are_buffered() -> None:
     (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", "handler.runtime", FIXED],
@@ -455,7 +455,7 @@ def test_without_a_runtime_api_a_stream_is_collected_and_a_broken_one_is_an_erro
         assert process.wait(20) == 0
 
 
-def test_without_a_runtime_api_the_invocations_path_answers(local: str) -> None:
+def test_without_a_runtime_api_the_invocations_path_is_served(local: str) -> None:
     status, reply = post(local, b'{"prompt": "Once upon a time", "max_new_tokens": 3}')
     assert status == 200
     assert reply["usage"]["completion_tokens"] == 3

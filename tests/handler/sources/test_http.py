@@ -45,7 +45,7 @@ def typed(body: Any, content_type: str | None = JSON, **headers: str) -> dict[st
     return http_event(body, headers=kind | {k.replace("_", "-"): v for k, v in headers.items()})
 
 
-def test_multi_value_headers_of_a_load_balancer_go_both_ways() -> None:
+def test_multi_value_headers_work_in_requests_and_replies() -> None:
     for name, multi in (("alb-generate-multi-value", True), ("alb-generate", False)):
         source: Any = source_of(load_event(name))
         reply = source.wrap(HttpResponse(200, {"a": "b"}, "text"))
@@ -55,7 +55,7 @@ def test_multi_value_headers_of_a_load_balancer_go_both_ways() -> None:
         assert ("headers" in reply) != multi
 
 
-def test_a_response_in_chunks_is_whole_where_the_source_does_not_stream() -> None:
+def test_a_chunked_response_is_buffered_if_the_source_does_not_stream() -> None:
     source: Any = source_of(load_event("url-generate"))
     response = HttpResponse(200, {}, "data: 1", iter([" data: 2", " end"]))
     assert source.wrap(response)["body"] == "data: 1 data: 2 end"
@@ -76,7 +76,7 @@ def test_a_response_in_chunks_is_whole_where_the_source_does_not_stream() -> Non
         "direct-generate",
     ],
 )
-def test_the_same_request_arrives_the_same_from_every_source(name: str) -> None:
+def test_every_source_parses_to_the_same_request(name: str) -> None:
     assert request(load_event(name)) == Request(
         NATIVE,
         ("Once upon a time there was a fox who",),
@@ -96,7 +96,7 @@ def test_the_same_request_arrives_the_same_from_every_source(name: str) -> None:
         "direct-huggingface",
     ],
 )
-def test_the_hugging_face_dialect_arrives_the_same_from_every_source(name: str) -> None:
+def test_every_source_parses_the_hugging_face_dialect(name: str) -> None:
     assert request(load_event(name)) == Request(
         HUGGING_FACE,
         ("The princess went into the forest and",),
@@ -117,7 +117,7 @@ def test_form_fields_are_typed() -> None:
     )
 
 
-def test_form_fields_speak_the_hugging_face_dialect_too() -> None:
+def test_forms_support_the_hugging_face_dialect() -> None:
     body = "inputs=a%20b&max_new_tokens=3&stop=x&stop=y&details=true"
     found = request(typed(body, f"{FORM}; charset=UTF-8"))
     assert found == Request(
@@ -131,13 +131,13 @@ def test_form_fields_speak_the_hugging_face_dialect_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["api-health", "rest-health", "url-health", "alb-health"])
-def test_health_is_asked_for_from_every_source(name: str) -> None:
+def test_every_source_has_a_health_check(name: str) -> None:
     assert isinstance(job_of(load_event(name)), Health)
 
 
 @pytest.mark.parametrize("source", HTTP)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_health_is_answered_to_both_methods(source: str, method: str) -> None:
+def test_health_accepts_get_and_head(source: str, method: str) -> None:
     assert isinstance(job_of(http_event(source=source, path="/health", method=method)), Health)
 
 
@@ -152,11 +152,11 @@ def test_health_is_answered_to_both_methods(source: str, method: str) -> None:
         'text/json;charset="UTF-8"',
     ],
 )
-def test_json_is_read_under_each_of_its_names(content_type: str | None) -> None:
+def test_all_json_content_types_are_accepted(content_type: str | None) -> None:
     assert request(typed('{"prompt": "x"}', content_type)).prompts == ("x",)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
+def test_a_byte_order_mark_is_ignored() -> None:
     assert request(typed('\ufeff{"prompt": "x"}')).prompts == ("x",)
     assert request(typed(b'\xef\xbb\xbf{"prompt": "x"}')).prompts == ("x",)
 
@@ -173,14 +173,12 @@ def test_a_byte_order_mark_is_no_part_of_the_json() -> None:
     ],
 )
 @pytest.mark.parametrize("source", HTTP)
-def test_of_a_content_type_that_was_sent_twice_the_last_counts(
-    source: str, content_type: str
-) -> None:
+def test_the_last_of_several_content_types_counts(source: str, content_type: str) -> None:
     event = http_event(b'{"prompt": "x"}', source=source, headers={"content-type": content_type})
     assert request(event).prompts == ("x",)
 
 
-def test_of_several_values_of_a_header_the_last_counts() -> None:
+def test_the_last_of_several_header_values_counts() -> None:
     event = load_event("alb-generate-multi-value")
     event["multiValueHeaders"]["content-type"] = ["text/plain", JSON]
     assert request(event).prompts
@@ -205,25 +203,25 @@ PROMPT = b'{"prompt": "x"}'
     ],
 )
 @pytest.mark.parametrize("source", HTTP)
-def test_a_compressed_body_is_unzipped(source: str, coding: str, body: bytes) -> None:
+def test_a_compressed_body_is_decompressed(source: str, coding: str, body: bytes) -> None:
     headers = {"content-type": JSON, "CONTENT-Encoding": coding}
     assert request(http_event(body, source=source, headers=headers)).prompts == ("x",)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "gzip, gzip"])
 @pytest.mark.parametrize("body", [PROMPT, PROMPT.decode()])
-def test_a_body_that_a_gateway_has_unzipped_is_served_as_it_is(coding: str, body: Any) -> None:
+def test_a_body_that_the_gateway_has_decompressed_is_accepted(coding: str, body: Any) -> None:
     assert request(typed(body, Content_Encoding=coding)).prompts == ("x",)
 
 
-def test_a_compressed_form_is_a_form() -> None:
+def test_a_compressed_form_is_parsed() -> None:
     assert request(typed(gzip.compress(b"prompt=x"), FORM, Content_Encoding="gzip")).prompts == (
         "x",
     )
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, br", "gzip, gzip, gzip, gzip"])
-def test_other_codings_are_rejected_by_name(coding: str) -> None:
+def test_unsupported_codings_are_rejected_by_name(coding: str) -> None:
     name = coding.split(", ")[-1] if coding.count(",") < 3 else "codings"
     with pytest.raises(UnsupportedContentEncoding, match=name):
         job_of(typed(gzip.compress(PROMPT), Content_Encoding=coding))
@@ -238,7 +236,7 @@ def test_other_codings_are_rejected_by_name(coding: str) -> None:
         b"\x1f\x8bnonsense",
     ],
 )
-def test_a_damaged_gzip_is_a_bad_request(body: bytes) -> None:
+def test_invalid_gzip_is_a_bad_request(body: bytes) -> None:
     with pytest.raises(BadRequest, match="gzip"):
         job_of(typed(body, Content_Encoding="gzip"))
 
@@ -252,7 +250,7 @@ def test_a_damaged_gzip_is_a_bad_request(body: bytes) -> None:
         ("gzip", b"".join([gzip.compress(bytes(1 << 20))] * 20)),
     ],
 )
-def test_a_bomb_is_too_large_and_never_unpacked(coding: str, body: bytes) -> None:
+def test_a_zip_bomb_is_rejected_without_decompressing_it(coding: str, body: bytes) -> None:
     import tracemalloc
 
     event = typed(body, Content_Encoding=coding)
@@ -263,18 +261,18 @@ def test_a_bomb_is_too_large_and_never_unpacked(coding: str, body: bytes) -> Non
     tracemalloc.stop()
 
 
-def test_a_gzip_that_came_as_text_says_what_the_gateway_lacks() -> None:
+def test_gzip_passed_as_text_is_an_error_with_the_fix() -> None:
     mangled = gzip.compress(PROMPT).decode("utf-8", "replace")
     with pytest.raises(UnsupportedContentEncoding, match="binary media types"):
         job_of(typed(mangled, Content_Encoding="gzip"))
 
 
-def test_a_gzip_without_its_header_says_so() -> None:
+def test_gzip_without_content_encoding_is_an_error_with_the_fix() -> None:
     with pytest.raises(BadRequest, match="Content-Encoding: gzip"):
         job_of(typed(gzip.compress(PROMPT)))
 
 
-def test_a_stage_is_only_taken_off_where_the_path_has_it() -> None:
+def test_a_stage_is_stripped_only_if_the_path_has_it() -> None:
     event = load_event("rest-generate")
     event["requestContext"]["stage"] = "generate"
     assert isinstance(job_of(event), Generate)
@@ -298,21 +296,21 @@ def test_a_stage_is_only_taken_off_where_the_path_has_it() -> None:
     ],
 )
 @pytest.mark.parametrize("source", HTTP)
-def test_a_base_path_is_taken_off(source: str, base: str, path: str) -> None:
+def test_a_base_path_is_stripped(source: str, base: str, path: str) -> None:
     event = http_event(source=source, path=path, prompt="x")
     assert request(event, base_path=base).prompts == ("x",)
 
 
 @pytest.mark.parametrize("path", ["/prod/gpt2/generate", "/gpt2/prod/generate", "/prod/generate"])
 @pytest.mark.parametrize("source", ["api", "rest"])
-def test_a_base_path_and_a_stage_are_both_taken_off(source: str, path: str) -> None:
+def test_a_base_path_and_a_stage_are_both_stripped(source: str, path: str) -> None:
     event = http_event(source=source, path=path, prompt="x")
     event["requestContext"]["stage"] = "prod"
     assert request(event, base_path="/gpt2").prompts == ("x",)
 
 
 @pytest.mark.parametrize("path", ["/gpt2x/generate", "/GPT2/generate", "/gpt2/gpt2/generate"])
-def test_what_only_resembles_a_base_path_is_none(path: str) -> None:
+def test_a_similar_path_is_not_a_base_path(path: str) -> None:
     with pytest.raises(RouteNotFound):
         job_of(http_event(path=path, prompt="x"), base_path="/gpt2")
 
@@ -321,7 +319,7 @@ def test_what_only_resembles_a_base_path_is_none(path: str) -> None:
     "path", ["/generate/", "//generate", "/generate//", "///", "//generate///"]
 )
 @pytest.mark.parametrize("source", HTTP)
-def test_slashes_count_once_and_not_at_the_end(source: str, path: str) -> None:
+def test_repeated_and_trailing_slashes_are_ignored(source: str, path: str) -> None:
     assert request(http_event(source=source, path=path, prompt="x")).prompts == ("x",)
 
 
@@ -329,7 +327,7 @@ def test_slashes_count_once_and_not_at_the_end(source: str, path: str) -> None:
     "path", ["/gen%65rate", "/%67enerate", "%2Fgenerate", "/%2fgenerate", "/generate%2F"]
 )
 @pytest.mark.parametrize("source", NOT_DECODED)
-def test_a_path_is_decoded_where_its_source_has_not(source: str, path: str) -> None:
+def test_a_path_is_decoded_unless_its_source_has_done_so(source: str, path: str) -> None:
     assert request(http_event(source=source, path=path, prompt="x")).prompts == ("x",)
 
 
@@ -353,7 +351,7 @@ def test_an_http_api_decodes_paths_also_in_format_1() -> None:
 
 
 @pytest.mark.parametrize("action", ["warmup", "populate"])
-def test_what_an_operator_asks_for_is_rejected_over_http(action: str) -> None:
+def test_operator_actions_are_rejected_over_http(action: str) -> None:
     for fields in ({action: True}, {action: True, "prompt": "x"}):
         with pytest.raises(BadRequest, match="not available over HTTP") as caught:
             job_of(http_event(**fields))
@@ -376,7 +374,7 @@ def test_what_an_operator_asks_for_is_rejected_over_http(action: str) -> None:
         ({"prompt": "x"}, "not a string"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_rejected(body: Any, words: str) -> None:
+def test_a_body_that_is_not_a_json_object_is_rejected(body: Any, words: str) -> None:
     with pytest.raises(BadRequest, match=words):
         job_of(typed(body))
 
@@ -385,7 +383,7 @@ def test_a_body_that_is_no_json_object_is_rejected(body: Any, words: str) -> Non
     "body",
     ["prompt", "a=b&&", "prompt=%FF", "prompt=a&prompt=b", "&".join(f"a{i}=1" for i in range(300))],
 )
-def test_a_form_that_cannot_be_read_is_rejected(body: str) -> None:
+def test_an_invalid_form_is_rejected(body: str) -> None:
     with pytest.raises(BadRequest):
         job_of(typed(body, FORM))
 
@@ -407,14 +405,14 @@ def test_a_body_over_six_megabytes_is_rejected(body: Any) -> None:
         job_of(typed(body))
 
 
-def test_an_unknown_route_says_which_there_are() -> None:
+def test_the_404_reply_lists_the_routes() -> None:
     with pytest.raises(RouteNotFound, match=r"/v2/unknown.*POST /generate.*GET /health"):
         job_of(load_event("bad-route"))
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PROPFIND", "M-SEARCH", "ge\tt", "\udfff"])
 @pytest.mark.parametrize("source", HTTP)
-def test_every_method_that_is_not_served_is_told_which_is(source: str, method: str) -> None:
+def test_the_405_reply_lists_the_allowed_methods(source: str, method: str) -> None:
     with pytest.raises(MethodNotAllowed) as caught:
         job_of(http_event(source=source, method=method, prompt="x"))
     assert caught.value.allow == "POST"
@@ -424,7 +422,7 @@ def test_every_method_that_is_not_served_is_told_which_is(source: str, method: s
 @pytest.mark.parametrize(
     ("source", "seconds"), [("api", 30), ("rest", 29), ("alb", 60), ("url", None)]
 )
-def test_each_source_waits_for_as_long_as_it_is_known_to(source: str, seconds: int | None) -> None:
+def test_each_source_has_its_documented_timeout(source: str, seconds: int | None) -> None:
     found = source_of(http_event(source=source, prompt="x"))
     assert found.timeout_s(Settings()) == seconds
     assert found.timeout_s(Settings(http_timeout=7)) == 7

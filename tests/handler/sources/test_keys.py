@@ -45,7 +45,7 @@ def status(function: Function, authorization: str | None = None, **options: Any)
         ("Bearer \ud800", 401),
     ],
 )
-def test_only_the_key_opens_a_door_without_iam(
+def test_without_iam_the_key_is_required(
     function: Function, source: str, authorization: str | None, expected: int
 ) -> None:
     assert status(function, authorization, source=source, path="/v1/completions") == expected
@@ -55,7 +55,7 @@ def test_only_the_key_opens_a_door_without_iam(
     ("path", "method"),
     [("/generate", "POST"), ("/", "POST"), ("/v1/models", "GET"), ("/v1/models/demo", "GET")],
 )
-def test_all_that_generates_or_names_models_needs_it(
+def test_generation_and_model_routes_need_the_key(
     function: Function, path: str, method: str
 ) -> None:
     assert status(function, path=path, method=method) == 401
@@ -64,7 +64,7 @@ def test_all_that_generates_or_names_models_needs_it(
 @pytest.mark.parametrize(
     ("path", "method"), [("/wp-login.php", "GET"), ("/generate", "DELETE"), ("/health", "POST")]
 )
-def test_without_the_key_nobody_learns_which_routes_there_are(
+def test_without_the_key_unknown_routes_are_not_revealed(
     function: Function, path: str, method: str
 ) -> None:
     assert status(function, path=path, method=method) == 401
@@ -72,7 +72,7 @@ def test_without_the_key_nobody_learns_which_routes_there_are(
 
 
 @pytest.mark.parametrize("path", ["/generate", "/wp-login.php"])
-def test_who_is_not_let_in_is_logged_but_fires_no_alarm(
+def test_unauthorized_requests_are_logged_but_not_counted_as_errors(
     function: Function, capsys: pytest.CaptureFixture[str], path: str
 ) -> None:
     status(function, path=path)
@@ -83,12 +83,12 @@ def test_who_is_not_let_in_is_logged_but_fires_no_alarm(
     assert (wrong["error"], wrong["Requests"], wrong["Errors"]) == ("RouteNotFound", 1, 1)
 
 
-def test_health_and_direct_invokes_need_none(function: Function) -> None:
+def test_health_checks_and_direct_invokes_need_no_key(function: Function) -> None:
     assert function.invoke(load_event("url-health"))["statusCode"] == 200
     assert function.invoke({"prompt": "x", "max_new_tokens": 1})["generated_text"]
 
 
-def test_what_iam_has_let_in_needs_none(function: Function) -> None:
+def test_requests_authorized_by_iam_need_no_key(function: Function) -> None:
     for source in ("url", "api"):
         event = http_event(source=source, prompt="x", max_new_tokens=1)
         event["requestContext"]["authorizer"] = {"iam": {"userArn": "arn:aws:iam::1:user/a"}}
@@ -99,7 +99,7 @@ def test_what_iam_has_let_in_needs_none(function: Function) -> None:
 
 
 @pytest.mark.parametrize("authorizer", [None, {}, {"iam": None}, {"jwt": {"claims": {}}}, "iam"])
-def test_other_authorizers_are_no_iam(function: Function, authorizer: Any) -> None:
+def test_other_authorizers_do_not_replace_the_key(function: Function, authorizer: Any) -> None:
     event = http_event(prompt="x", max_new_tokens=1)
     event["requestContext"]["authorizer"] = authorizer
     assert function.invoke(event)["statusCode"] == 401
@@ -109,7 +109,7 @@ def test_without_the_setting_no_key_is_needed() -> None:
     assert status(Function(Settings(model_dir=str(DEMO))), path="/v1/completions") == 200
 
 
-def test_the_refusal_has_the_shape_of_its_route(function: Function) -> None:
+def test_the_401_reply_has_the_format_of_its_route(function: Function) -> None:
     reply = function.invoke(http_event(path="/v1/completions", prompt="x"))
     assert payload(reply)["error"]["code"] == "invalid_api_key"
     assert reply["headers"]["WWW-Authenticate"] == "Bearer"
@@ -117,7 +117,7 @@ def test_the_refusal_has_the_shape_of_its_route(function: Function) -> None:
     assert payload(reply)["error"]["type"] == "Unauthorized"
 
 
-def test_neither_key_is_in_a_reply_or_in_the_log(
+def test_keys_are_not_in_replies_or_logs(
     function: Function, capsys: pytest.CaptureFixture[str]
 ) -> None:
     event = http_event(prompt="x", headers={"authorization": "Bearer not-the-right-one"})
@@ -126,7 +126,7 @@ def test_neither_key_is_in_a_reply_or_in_the_log(
     assert KEY not in written + repr(function.settings)
 
 
-def test_a_key_that_no_header_can_carry_is_rejected_and_not_shown() -> None:
+def test_an_invalid_key_setting_is_rejected_without_its_value() -> None:
     with pytest.raises(SettingsError, match="GPT2_API_KEY") as caught:
         Settings.from_environ({"GPT2_API_KEY": "two words"})
     assert "words" not in caught.value.message

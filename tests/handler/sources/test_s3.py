@@ -22,7 +22,7 @@ def objects_of(event: Any) -> tuple[S3Object | GPT2Error, ...]:
 
 
 @pytest.mark.parametrize("name", ["batch-s3", "batch-s3-eventbridge"])
-def test_a_created_object_is_found_under_its_own_name(name: str) -> None:
+def test_the_key_of_a_created_object_is_decoded(name: str) -> None:
     assert objects_of(load_event(name)) == (THE_FOX,)
 
 
@@ -35,7 +35,7 @@ def test_only_notifications_encode_their_keys() -> None:
     assert objects_of(event)[0].key == "a%2Bb+c.txt"
 
 
-def test_of_several_records_a_wrong_one_is_an_error_among_them() -> None:
+def test_an_invalid_record_does_not_affect_the_others() -> None:
     event = load_event("batch-s3")
     removed = event["Records"][0] | {"eventName": "ObjectRemoved:Delete"}
     event["Records"] = [removed, {"eventSource": "aws:s3"}, *event["Records"]]
@@ -45,12 +45,12 @@ def test_of_several_records_a_wrong_one_is_an_error_among_them() -> None:
     assert third == THE_FOX
 
 
-def test_the_test_of_a_connection_asks_for_nothing() -> None:
+def test_s3_test_events_have_no_objects() -> None:
     assert objects_of(load_event("batch-s3-test")) == ()
 
 
 @pytest.mark.parametrize("kind", ["ObjectRemoved:Delete", "ObjectTagging:Put", None])
-def test_what_else_becomes_of_objects_is_not_served(kind: str | None) -> None:
+def test_other_object_events_are_not_supported(kind: str | None) -> None:
     event = load_event("batch-s3")
     event["Records"][0]["eventName"] = kind
     with pytest.raises(UnsupportedEvent, match="ObjectCreated"):
@@ -66,6 +66,6 @@ def test_what_else_becomes_of_objects_is_not_served(kind: str | None) -> None:
         {"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put"}]},
     ],
 )
-def test_an_event_that_names_no_object_is_rejected(event: Any) -> None:
+def test_an_event_without_an_object_is_rejected(event: Any) -> None:
     with pytest.raises(UnsupportedEvent, match="has no bucket"):
         objects_of(event)

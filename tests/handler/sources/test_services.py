@@ -52,14 +52,14 @@ def job_of(event: Any) -> Job:
 
 @needs_sam
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_a_source_that_is_served_is_recognised(name: str) -> None:
+def test_supported_sources_are_recognized(name: str) -> None:
     assert source_of(sam_events()[name]).kind == KINDS[name]
 
 
 @pytest.mark.parametrize(
     "name", event_names("alb", "api", "rest", "url", "direct", "schedule", "batch")
 )
-def test_the_source_of_every_event_file_is_recognised(name: str) -> None:
+def test_the_source_of_every_event_file_is_recognized(name: str) -> None:
     kinds = {"api": "api_gateway_v2", "rest": "api_gateway_v1", "url": "function_url"}
     first, _, rest = name.partition("-")
     kind = rest.partition("-")[0].replace("step", "step_functions") if first == "batch" else first
@@ -67,7 +67,7 @@ def test_the_source_of_every_event_file_is_recognised(name: str) -> None:
 
 
 @needs_sam
-def test_a_message_and_a_file_of_sam_are_what_they_are() -> None:
+def test_sams_sqs_and_s3_events_are_parsed() -> None:
     event = copy.deepcopy(sam_events()["sqs receive-message"])
     event["Records"][0]["body"] = '{"prompt": "a"}'
     job = job_of(event)
@@ -82,7 +82,7 @@ def test_a_message_and_a_file_of_sam_are_what_they_are() -> None:
 
 
 @needs_sam
-def test_every_other_event_of_sam_is_raised_or_a_404() -> None:
+def test_other_events_of_sam_are_rejected() -> None:
     others = {name: event for name, event in sam_events().items() if name not in SERVED}
     assert len(others) > 25
     for name, event in others.items():
@@ -91,7 +91,7 @@ def test_every_other_event_of_sam_is_raised_or_a_404() -> None:
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_an_event_of_another_service_is_raised(function: Function, name: str) -> None:
+def test_events_of_other_services_are_rejected(function: Function, name: str) -> None:
     with pytest.raises(UnsupportedEvent, match="supported"):
         function.invoke(GUIDES[name], Context())
 
@@ -100,7 +100,7 @@ def test_an_event_of_another_service_is_raised(function: Function, name: str) ->
     "name", [n for n in GUIDES if isinstance(GUIDES[n], dict) and n != "S3 object deleted"]
 )
 @pytest.mark.parametrize("field", sorted(DIRECT))
-def test_with_the_fields_of_a_request_whatever_else_is_there_is_named(
+def test_unknown_fields_beside_a_request_are_named(
     function: Function, name: str, field: str
 ) -> None:
     """An event that no other source recognises is direct if it has one of these fields."""
@@ -214,9 +214,7 @@ SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 @hypothesis_settings(max_examples=300, suppress_health_check=SUPPRESSED)
 @given(mutated())
-def test_whatever_a_service_sends_is_served_or_raised(
-    function: Function, log: list[Any], event: Any
-) -> None:
+def test_any_event_is_processed_or_rejected(function: Function, log: list[Any], event: Any) -> None:
     check_served_or_raised(function, event, log)
 
 
@@ -224,7 +222,7 @@ def test_whatever_a_service_sends_is_served_or_raised(
 @pytest.mark.timeout(1200)
 @hypothesis_settings(max_examples=4_000, suppress_health_check=SUPPRESSED)
 @given(mutated())
-def test_many_things_that_services_send_are_served_or_raised(
+def test_many_events_are_processed_or_rejected(
     function: Function, log: list[Any], event: Any
 ) -> None:
     check_served_or_raised(function, event, log)

@@ -42,7 +42,7 @@ def test_messages_in_both_dialects_are_requests() -> None:
     assert request_of(second).dialect is HUGGING_FACE
 
 
-def test_a_fifo_queue_is_recognised_by_its_name() -> None:
+def test_a_fifo_queue_is_recognized_by_its_name() -> None:
     assert [messages_of(load_event(f"batch-sqs{x}")).fifo for x in ("", "-fifo")] == [False, True]
 
 
@@ -51,12 +51,12 @@ def test_pipes_send_the_records_of_a_queue_as_a_list() -> None:
     assert messages_of(records).records == messages_of({"Records": records}).records
 
 
-def test_what_sns_wraps_is_unwrapped() -> None:
+def test_sns_notifications_are_unwrapped() -> None:
     assert request_of(load_event("batch-sqs-sns")["Records"][0]["body"]).prompts == ("Once",)
 
 
 @pytest.mark.parametrize("wrapped", [None, 5, {}])
-def test_a_notification_without_a_message_is_an_error_of_its_own(wrapped: Any) -> None:
+def test_a_notification_without_a_message_fails_alone(wrapped: Any) -> None:
     body = {"Type": "Notification", "TopicArn": "arn", "Message": wrapped}
     assert isinstance(work_of(body), BadRequest)
 
@@ -66,7 +66,7 @@ def test_a_notification_without_a_message_is_an_error_of_its_own(wrapped: Any) -
     ["", "{", "[]", "5", "null", '{"prompt": 5}', '{"prompt": "a", "x": 1}', '{"prompt": NaN}',
      "[" * 100_000, '{"prompt": "a", "id": "b", "custom_id": "c"}', '{"warmup": true}'],
 )  # fmt: skip
-def test_a_message_that_is_no_request_is_an_error_of_its_own(body: str) -> None:
+def test_an_invalid_message_fails_alone(body: str) -> None:
     assert isinstance(work_of(body), BadRequest)
     _, good = messages_of(queue_event(body, {"prompt": "a"})).records
     assert isinstance(good.work, Item)
@@ -79,7 +79,7 @@ def test_a_message_without_an_id_fails_the_whole_batch(name: Any) -> None:
         messages_of({"Records": records})
 
 
-def test_a_notification_of_s3_within_a_message_is_an_object() -> None:
+def test_an_s3_event_in_a_message_is_an_object() -> None:
     assert work_of(load_event("batch-s3")) == (THE_FOX,)
     assert work_of(load_event("batch-s3-eventbridge")) == (THE_FOX,)
     assert work_of(load_event("batch-s3-test")) == ()
@@ -87,7 +87,7 @@ def test_a_notification_of_s3_within_a_message_is_an_object() -> None:
     assert work_of({"Type": "Notification", "TopicArn": "arn", "Message": wrapped}) == (THE_FOX,)
 
 
-def test_a_notification_of_what_was_removed_is_an_error_of_its_own() -> None:
+def test_an_unsupported_s3_event_in_a_message_fails_alone() -> None:
     event = load_event("batch-s3")
     event["Records"][0]["eventName"] = "ObjectRemoved:Delete"
     assert isinstance(work_of(event), UnsupportedEvent)

@@ -36,7 +36,7 @@ def map_results(items: list[Item], done: list[Any]) -> Any:
     return StepFunctions({}).reply(list(zip(items, done, strict=True)), Report({}, False, None))
 
 
-def test_an_item_of_a_megabyte_is_answered_or_an_error_of_its_own(function: Function) -> None:
+def test_an_item_of_a_megabyte_has_a_result_or_fails_alone(function: Function) -> None:
     items = [{"prompt": "a" * (1 << 20), "id": "a"}, {"prompt": "A fox", "id": "b"}]
     first, second = function.invoke({"Items": items}, Context())["results"]
     assert (first["id"], first["error"]["type"]) == ("a", "PromptTooLong")
@@ -63,7 +63,7 @@ def test_the_same_batch_gives_the_same_bytes(function: Function) -> None:
 
 
 @pytest.mark.parametrize("text", ["a" * 2000, "ä" * 400, "x" * 90_000])
-def test_a_reply_is_never_larger_than_step_functions_carries(text: str) -> None:
+def test_a_reply_is_within_the_limit_of_step_functions(text: str) -> None:
     items = [parse_item({"prompt": "a", "id": i}) for i in range(300)]
     done = [[Completion("a", text if i % 3 else "b", [1], 1, "length")] for i in range(300)]
     reply = map_results(items, done)
@@ -86,7 +86,7 @@ def test_a_batch_whose_errors_would_not_fit_is_raised() -> None:
         map_results(items, [[Completion("a", "b", [1], 1, "length")]] * 3000)
 
 
-def test_what_a_retry_can_help_is_raised(function: Function) -> None:
+def test_retryable_errors_are_raised(function: Function) -> None:
     function.invoke({"warmup": True}, Context())
     with pytest.raises(Unfinished, match="2 of 3 items"):
         function.invoke({"Items": [{"prompt": "a"}, {"prompt": "b"}, {"x": 1}]}, Context(0))
@@ -95,7 +95,7 @@ def test_what_a_retry_can_help_is_raised(function: Function) -> None:
         broken.invoke({"Items": [{"prompt": "a"}]}, Context())
 
 
-def test_what_is_no_batch_is_raised_with_its_type(function: Function) -> None:
+def test_an_invalid_batch_is_raised_with_its_error_type(function: Function) -> None:
     with pytest.raises(BadRequest, match="not an array"):
         function.invoke({"Items": "a"}, Context())
 
@@ -106,31 +106,31 @@ def items_of(event: Any) -> tuple[Item, ...]:
     return job.items
 
 
-def test_items_take_what_the_batch_says_for_all_and_keep_what_is_theirs() -> None:
+def test_items_inherit_the_batch_input_and_override_it() -> None:
     items = [{"prompt": "a", "id": 0}, {"prompt": "b", "max_new_tokens": 9}]
     first, second = items_of({"Items": items, "BatchInput": {"max_new_tokens": 3}})
     assert (first.id, second.id) == (0, None)
     assert [item.work.max_new_tokens for item in (first, second)] == [3, 9]  # type: ignore[union-attr]
 
 
-def test_a_bad_item_keeps_the_name_that_it_was_given() -> None:
+def test_an_invalid_item_keeps_its_id() -> None:
     (item,) = items_of({"Items": [{"prompt": 5, "custom_id": "x"}]})
     assert item.id == "x"
     assert isinstance(item.work, GPT2Error)
 
 
 @pytest.mark.parametrize("event", [{"Items": 5}, {"Items": None}, {"Items": [], "BatchInput": 5}])
-def test_a_batch_that_is_none_is_rejected(event: Any) -> None:
+def test_an_invalid_batch_is_rejected(event: Any) -> None:
     with pytest.raises(BadRequest):
         items_of(event)
 
 
-def test_a_scan_of_a_table_is_no_batch() -> None:
+def test_a_dynamodb_scan_is_not_a_batch() -> None:
     with pytest.raises(UnsupportedEvent):
         source_of({"Items": [{"id": {"S": "a"}}], "Count": 1, "ScannedCount": 1})
 
 
-def test_what_the_template_hands_over_is_done(function: Function) -> None:
+def test_the_event_of_the_template_is_processed(function: Function) -> None:
     """As Step Functions reads lines and batches them, by the state machine's own definition."""
     state = state_machine()["States"]["Prompts"]
     size = state["ItemBatcher"]["MaxItemsPerBatch"]

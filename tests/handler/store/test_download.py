@@ -69,7 +69,7 @@ def cold_start(event: str, environ: dict[str, str]) -> "subprocess.CompletedProc
     )
 
 
-def test_the_first_invoke_downloads_and_says_so(
+def test_the_first_invoke_downloads_and_reports_the_source(
     uri: str, proxy: FaultProxy, tmp_path: Path, expected: str
 ) -> None:
     reply = function_for(uri, tmp_path).invoke(PROMPT)
@@ -80,7 +80,7 @@ def test_the_first_invoke_downloads_and_says_so(
     assert 'source;desc="cache";dur=' in over_http["headers"]["Server-Timing"]
 
 
-def test_the_second_cold_start_asks_nobody(
+def test_the_second_cold_start_sends_no_request(
     uri: str, proxy: FaultProxy, tmp_path: Path, expected: str
 ) -> None:
     environ = {
@@ -100,7 +100,7 @@ def test_the_second_cold_start_asks_nobody(
     assert SECRET_KEY not in first.stderr + second.stderr
 
 
-def test_a_broken_volume_is_reported_and_the_uri_used(
+def test_an_invalid_volume_is_logged_and_the_uri_is_used(
     uri: str,
     proxy: FaultProxy,
     tmp_path: Path,
@@ -116,7 +116,7 @@ def test_a_broken_volume_is_reported_and_the_uri_used(
 
 
 @pytest.mark.parametrize("current", ["missing", ""])
-def test_a_volume_whose_current_leads_nowhere_is_reported_and_the_uri_used(
+def test_a_dangling_current_file_is_logged_and_the_uri_is_used(
     uri: str,
     proxy: FaultProxy,
     tmp_path: Path,
@@ -130,7 +130,7 @@ def test_a_volume_whose_current_leads_nowhere_is_reported_and_the_uri_used(
     assert "which is not in revisions" in capsys.readouterr().err
 
 
-def test_a_broken_volume_and_a_failing_uri_are_both_in_the_error(
+def test_the_error_includes_the_volume_and_the_uri(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     (tmp_path / "volume").mkdir()
@@ -143,7 +143,7 @@ def test_a_broken_volume_and_a_failing_uri_are_both_in_the_error(
     assert "CURRENT names 'missing'" in error["message"]
 
 
-def test_what_cannot_be_had_is_a_503_and_the_next_invoke_tries_again(
+def test_a_failed_download_is_a_503_and_the_next_invoke_retries(
     uri: str, proxy: FaultProxy, tmp_path: Path, expected: str
 ) -> None:
     function = function_for(uri, tmp_path)
@@ -156,7 +156,7 @@ def test_what_cannot_be_had_is_a_503_and_the_next_invoke_tries_again(
     assert function.invoke(PROMPT)["generated_text"] == expected
 
 
-def test_an_invoke_that_runs_out_of_time_answers_before_it_is_stopped(
+def test_an_invoke_replies_before_its_timeout(
     uri: str, proxy: FaultProxy, tmp_path: Path, expected: str
 ) -> None:
     function = function_for(uri, tmp_path)
@@ -167,7 +167,7 @@ def test_an_invoke_that_runs_out_of_time_answers_before_it_is_stopped(
     assert function.invoke(PROMPT)["generated_text"] == expected
 
 
-def test_a_cached_copy_that_was_cut_is_fetched_again(
+def test_a_truncated_cached_copy_is_downloaded_again(
     uri: str, proxy: FaultProxy, tmp_path: Path, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function_for(uri, tmp_path).invoke(PROMPT)
@@ -178,7 +178,7 @@ def test_a_cached_copy_that_was_cut_is_fetched_again(
     assert "has 1000 bytes" in capsys.readouterr().err
 
 
-def test_a_cached_copy_that_was_damaged_in_place_is_fetched_again(
+def test_a_corrupted_cached_copy_is_downloaded_again(
     uri: str, proxy: FaultProxy, tmp_path: Path, expected: str
 ) -> None:
     function_for(uri, tmp_path).invoke(PROMPT)
@@ -189,7 +189,7 @@ def test_a_cached_copy_that_was_damaged_in_place_is_fetched_again(
     assert (reply["generated_text"], reply["model_source"]) == (expected, "s3")
 
 
-def test_a_cached_copy_that_is_whole_is_kept_when_it_cannot_be_opened_for_once(
+def test_an_intact_cached_copy_is_kept_after_a_transient_error(
     uri: str, proxy: FaultProxy, tmp_path: Path, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gpt2core.files import safetensors
@@ -216,7 +216,7 @@ def test_a_cached_copy_must_have_the_pinned_digest(
     assert (error["type"], error["param"]) == ("DigestMismatch", "GPT2_MODEL_SHA256")
 
 
-def test_populating_fills_the_volume_once(
+def test_populating_downloads_to_the_volume_once(
     uri: str, proxy: FaultProxy, tmp_path: Path, expected: str
 ) -> None:
     (tmp_path / "volume").mkdir()
@@ -232,7 +232,7 @@ def test_populating_fills_the_volume_once(
     assert reply["model"] == f"volume@{first['revision'][:12]}"
 
 
-def test_populating_with_a_new_model_leaves_the_old_one_to_its_readers(
+def test_populating_with_a_new_model_keeps_the_old_one_for_its_readers(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, expected: str
 ) -> None:
     (tmp_path / "volume").mkdir()
@@ -245,7 +245,7 @@ def test_populating_with_a_new_model_leaves_the_old_one_to_its_readers(
     assert function_for(uri, tmp_path).invoke(PROMPT)["generated_text"] == "other"
 
 
-def test_populating_needs_a_volume_and_a_uri_and_is_not_for_http(
+def test_populating_needs_a_volume_and_a_uri_and_is_not_available_over_http(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     error = function_for(uri, tmp_path).invoke({"populate": True})["error"]
@@ -285,7 +285,7 @@ def mount(point: Path, *arguments: str) -> None:
         pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
 
 
-def test_too_small_a_tmp_is_told_before_anything_is_fetched(
+def test_insufficient_space_is_reported_before_the_download(
     uri: str, proxy: FaultProxy, mounted: Path, tmp_path: Path
 ) -> None:
     error = function_for(uri, tmp_path, cache_dir=str(mounted)).invoke(PROMPT)["error"]
@@ -317,7 +317,7 @@ def test_a_disk_that_fills_up_during_the_download_is_an_error(
     assert reply["generated_text"] == expected
 
 
-def test_a_read_only_volume_cannot_be_populated_and_is_left_alone(
+def test_a_read_only_volume_cannot_be_populated_and_stays_unchanged(
     uri: str, proxy: FaultProxy, mounted: Path, tmp_path: Path
 ) -> None:
     subprocess.run(["mount", "-o", "remount,ro", mounted], check=True)
@@ -343,7 +343,7 @@ def test_a_cache_on_a_path_that_is_a_file_is_an_error(
     assert error["type"] == "NotWritable"
 
 
-def test_fetch_prints_the_directory_and_logs_how_far_it_is(
+def test_fetch_prints_the_directory_and_logs_progress(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     done = subprocess.run(
@@ -361,7 +361,9 @@ def test_fetch_prints_the_directory_and_logs_how_far_it_is(
     assert last["bytes"] == last["total"] > 10_000
 
 
-def test_fetch_shows_a_bar_on_a_terminal(uri: str, proxy: FaultProxy, tmp_path: Path) -> None:
+def test_fetch_shows_a_progress_bar_on_a_terminal(
+    uri: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
     args = ("handler", "fetch", uri, str(tmp_path / "volume"))
     code, shown = run_on_terminal(*args, **os.environ)
     assert code == 0
@@ -370,7 +372,9 @@ def test_fetch_shows_a_bar_on_a_terminal(uri: str, proxy: FaultProxy, tmp_path: 
     assert "{" not in shown
 
 
-def test_the_bar_goes_on_while_the_model_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_continues_while_the_model_is_packed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -387,7 +391,7 @@ def test_the_bar_goes_on_while_the_model_is_packed(monkeypatch: pytest.MonkeyPat
     display.close(state, finished=False)
 
 
-def test_packing_ends_when_the_download_is_given_up() -> None:
+def test_packing_stops_when_the_download_is_cancelled() -> None:
     state = DownloadState()
     state.show_packing(1, 4)
     state.stop()
@@ -406,7 +410,7 @@ def test_packing_ends_when_the_download_is_given_up() -> None:
         ("s3://bucket/x", "DIR", "--sha256", "abc"),
     ],
 )
-def test_bad_usage_of_fetch_is_exit_code_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_bad_usage_of_fetch_exits_with_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
     from handler.__main__ import main
 
     with pytest.raises(SystemExit) as caught:
@@ -414,7 +418,7 @@ def test_bad_usage_of_fetch_is_exit_code_2(arguments: tuple[str, ...], tmp_path:
     assert caught.value.code == 2
 
 
-def test_fetch_fails_with_one_line_and_exit_code_1(
+def test_a_failed_fetch_exits_with_1_and_one_error_line(
     uri: str, proxy: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from handler.__main__ import main

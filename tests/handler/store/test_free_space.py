@@ -70,7 +70,7 @@ def test_the_memory_limit_of_a_cgroup_limits_a_directory_in_memory(
     assert required(in_memory, 10 * MIB, join=cgroup) == "fits\n"
 
 
-def test_the_memory_limit_of_a_cgroup_is_nothing_to_a_disk(tmp_path: Path, cgroup: Path) -> None:
+def test_the_memory_limit_of_a_cgroup_does_not_limit_a_disk(tmp_path: Path, cgroup: Path) -> None:
     assert required(tmp_path, 200 * MIB, join=cgroup) == "fits\n"
 
 
@@ -84,7 +84,7 @@ def test_the_memory_that_is_available_limits_a_directory_in_memory(
         free_space.check_free_space(str(tmp_path), 5 * MIB)
 
 
-def test_a_group_is_limited_by_those_above_it(tmp_path: Path) -> None:
+def test_a_cgroup_is_limited_by_its_parents(tmp_path: Path) -> None:
     for folder, limit in (
         (tmp_path, "max"),
         (tmp_path / "a", "1000"),

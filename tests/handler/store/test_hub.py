@@ -110,7 +110,7 @@ def hub(repo: Path, tmp_path: Path) -> Iterator[Local]:
         yield Local(server, pages, cdn, tmp_path / "home")
 
 
-def test_a_model_arrives_pinned_to_a_commit_and_only_what_is_needed(
+def test_only_model_files_of_one_commit_are_downloaded(
     hub: Local, repo: Path, tmp_path: Path
 ) -> None:
     result = hub.fetch(tmp_path / "root")
@@ -126,7 +126,7 @@ def test_a_model_arrives_pinned_to_a_commit_and_only_what_is_needed(
 
 
 @pytest.mark.parametrize("kind", ["tokenizer.json", "vocab.json"])
-def test_what_changes_tokens_and_their_end_arrives_too(
+def test_tokenizer_and_generation_configurations_are_downloaded(
     hub: Local, repo: Path, tmp_path: Path, kind: str
 ) -> None:
     beside = {
@@ -146,13 +146,13 @@ def test_what_changes_tokens_and_their_end_arrives_too(
     assert Tokenizer.open(result.path).encode("<user>a", allow_special=True) == [257, 32, 97]
 
 
-def test_a_revision_may_be_named(hub: Local, repo: Path, tmp_path: Path) -> None:
+def test_a_revision_can_be_selected(hub: Local, repo: Path, tmp_path: Path) -> None:
     assert hub.fetch(tmp_path / "root", f"hf://owner/name@{COMMIT}").holds(repo, *NOT_NEEDED)
     missing = hub.fetch(tmp_path / "root", "hf://owner/name@v9").error
     assert "RevisionNotFoundError" in missing
 
 
-def test_an_unchanged_commit_is_not_fetched_again(hub: Local, tmp_path: Path) -> None:
+def test_an_unchanged_commit_is_not_downloaded_again(hub: Local, tmp_path: Path) -> None:
     first = hub.fetch(tmp_path / "root")
     hub.hub.log.clear()
     second = hub.fetch(tmp_path / "root")
@@ -181,7 +181,7 @@ def test_shards_arrive_with_their_index(hub: Local, repo: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("shard", ["../model.safetensors", "sub/model.safetensors"])
-def test_an_index_that_leads_out_of_the_directory_is_rejected(
+def test_an_index_with_paths_outside_of_the_directory_is_rejected(
     hub: Local, repo: Path, tmp_path: Path, shard: str
 ) -> None:
     (repo / WEIGHTS).unlink()
@@ -189,7 +189,7 @@ def test_an_index_that_leads_out_of_the_directory_is_rejected(
     assert "not a safetensors file name" in hub.fetch(tmp_path / "root").error
 
 
-def test_a_repository_without_safetensors_says_what_to_do(
+def test_a_repository_without_safetensors_is_an_error_with_the_fix(
     hub: Local, repo: Path, tmp_path: Path
 ) -> None:
     (repo / WEIGHTS).unlink()
@@ -203,9 +203,7 @@ def test_a_missing_repository_is_an_error(hub: Local, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [429, 500, 503])
-def test_errors_of_the_server_are_waited_out(
-    hub: Local, repo: Path, tmp_path: Path, code: int
-) -> None:
+def test_server_errors_are_retried(hub: Local, repo: Path, tmp_path: Path, code: int) -> None:
     hub.hub.inject("GET", "/api/models/", status(code))
     hub.hub.inject("HEAD", "config.json", status(code))
     hub.cdn.inject("GET", WEIGHTS, status(code, ("Retry-After", "0")))
@@ -219,20 +217,20 @@ def test_a_forbidden_file_is_an_error_at_once(hub: Local, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("fault", [truncate(5000), reset(5000)], ids=["truncated", "reset"])
-def test_an_answer_that_breaks_off_is_recovered(
+def test_an_interrupted_download_is_resumed(
     hub: Local, repo: Path, tmp_path: Path, fault: object
 ) -> None:
     hub.cdn.inject("GET", WEIGHTS, fault)  # type: ignore[arg-type]
     assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
 
 
-def test_a_resumed_file_may_come_whole(hub: Local, repo: Path, tmp_path: Path) -> None:
+def test_a_resumed_file_may_be_sent_completely(hub: Local, repo: Path, tmp_path: Path) -> None:
     hub.cdn.inject("GET", WEIGHTS, truncate(5000))
     hub.cdn.inject("GET", WEIGHTS, ignore_range())
     assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
 
 
-def test_a_file_that_begins_again_is_hashed_again(hub: Local, repo: Path, tmp_path: Path) -> None:
+def test_a_restarted_file_is_hashed_from_the_start(hub: Local, repo: Path, tmp_path: Path) -> None:
     """The client writes in chunks of 10 MB: smaller ones make it resume a small file."""
     ranges = []
 
@@ -260,7 +258,7 @@ def test_a_file_that_begins_again_is_hashed_again(hub: Local, repo: Path, tmp_pa
 
 
 @pytest.mark.parametrize("lambda_name", [None, "function"])
-def test_the_clients_home_is_its_own_where_there_is_one_and_not_on_lambda(
+def test_hf_home_is_below_the_cache_only_on_lambda(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lambda_name: str | None
 ) -> None:
     from handler.settings import Settings
@@ -276,15 +274,13 @@ def test_the_clients_home_is_its_own_where_there_is_one_and_not_on_lambda(
     os.environ.pop("HF_HOME", None)
 
 
-def test_a_stalled_server_is_given_up_after_the_clients_own_time_out(
-    hub: Local, repo: Path, tmp_path: Path
-) -> None:
+def test_a_stalled_server_times_out(hub: Local, repo: Path, tmp_path: Path) -> None:
     hub.cdn.inject("GET", WEIGHTS, stall(5000))
     done = hub.fetch(tmp_path / "root", HF_HUB_DOWNLOAD_TIMEOUT="1")
     assert done.holds(repo, *NOT_NEEDED)
 
 
-def test_one_corrupted_answer_is_fetched_again(hub: Local, repo: Path, tmp_path: Path) -> None:
+def test_a_corrupted_response_is_downloaded_again(hub: Local, repo: Path, tmp_path: Path) -> None:
     hub.cdn.inject("GET", WEIGHTS, corrupt(1234))
     assert hub.fetch(tmp_path / "root").holds(repo, *NOT_NEEDED)
 
@@ -301,7 +297,7 @@ def test_wrong_bytes_of_the_right_size_are_rejected_and_removed(
     assert not (tmp_path / "root" / "CURRENT").exists()
 
 
-def test_offline_nothing_is_asked_and_the_local_cache_is_used(
+def test_offline_mode_uses_the_local_cache_without_requests(
     hub: Local, repo: Path, tmp_path: Path
 ) -> None:
     nothing = hub.fetch(tmp_path / "root", HF_HUB_OFFLINE="1").error
@@ -319,7 +315,7 @@ def test_offline_nothing_is_asked_and_the_local_cache_is_used(
     assert hub.hub.log == []
 
 
-def test_a_pin_is_held_against_what_the_hub_promises_before_the_weights_are_fetched(
+def test_a_pin_is_compared_with_the_hubs_digest_before_the_download(
     hub: Local, repo: Path, tmp_path: Path
 ) -> None:
     digest = hashlib.sha256((repo / WEIGHTS).read_bytes()).hexdigest()
@@ -331,9 +327,7 @@ def test_a_pin_is_held_against_what_the_hub_promises_before_the_weights_are_fetc
     assert hub.cdn.log == []
 
 
-def test_a_cold_start_keeps_the_clients_files_below_the_cache_and_out_of_home(
-    hub: Local, tmp_path: Path
-) -> None:
+def test_a_cold_start_writes_only_below_the_cache_directory(hub: Local, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "handler", "invoke", "events/direct-generate.json"],
         capture_output=True,
@@ -354,12 +348,12 @@ def test_a_cold_start_keeps_the_clients_files_below_the_cache_and_out_of_home(
     assert {path.name for path in (tmp_path / "cache").iterdir()} <= {"models", "huggingface"}
 
 
-def test_a_server_that_is_no_hub_is_told_at_once(hub: Local, tmp_path: Path) -> None:
+def test_a_server_that_is_not_the_hub_is_reported_at_once(hub: Local, tmp_path: Path) -> None:
     hub.hub.inject("HEAD", "config.json", status(200), times=99)
     assert "check HF_ENDPOINT" in hub.fetch(tmp_path / "root").error
 
 
-def test_the_clients_warnings_hold_no_signature(hub: Local, repo: Path, tmp_path: Path) -> None:
+def test_warnings_contain_no_signatures(hub: Local, repo: Path, tmp_path: Path) -> None:
     hub.cdn.inject("GET", WEIGHTS, truncate(5000))
     done = hub.fetch(tmp_path / "root", HF_HUB_VERBOSITY="debug")
     assert "/cdn/model.safetensors?…" in done.stderr
@@ -412,7 +406,7 @@ def of_another_type(info: dict[str, Any]) -> None:
         pytest.param(of_another_type, id="type"),
     ],
 )
-def test_what_a_mirror_leaves_out_is_asked_for_file_by_file(
+def test_metadata_that_a_mirror_omits_is_requested_per_file(
     hub: Local, repo: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
     hub.hub.inject("GET", "/api/models/", change_info(change), times=99)
@@ -423,7 +417,7 @@ def test_what_a_mirror_leaves_out_is_asked_for_file_by_file(
     assert manifest.source == f"hf://owner/name@{COMMIT}"
 
 
-def test_a_mirror_that_tells_no_size_anywhere_is_an_error_that_names_the_setting(
+def test_a_mirror_without_sizes_is_an_error_that_names_the_setting(
     hub: Local, tmp_path: Path
 ) -> None:
     def no_commit(handler: Handler, response: Response) -> None:
@@ -435,7 +429,7 @@ def test_a_mirror_that_tells_no_size_anywhere_is_an_error_that_names_the_setting
     assert "check HF_ENDPOINT" in hub.fetch(tmp_path / "root").error
 
 
-def test_an_answer_that_is_a_web_page_is_an_error_that_names_the_setting(
+def test_a_web_page_instead_of_a_file_is_an_error_that_names_the_setting(
     hub: Local, tmp_path: Path
 ) -> None:
     def page(handler: Handler, response: Response) -> None:

@@ -106,7 +106,7 @@ def kill_and_recover(
 
 
 @pytest.mark.parametrize("group", range(16))
-def test_a_killed_download_from_s3_is_never_opened_and_the_next_one_recovers(
+def test_a_killed_download_from_s3_is_not_opened_and_the_next_one_recovers(
     moto: str, bucket: Bucket, hello: Path, tmp_path: Path, group: int
 ) -> None:
     uri = bucket.upload(hello, "m")
@@ -122,7 +122,7 @@ def hub(hello: Path) -> Iterator[HubServer]:
 
 
 @pytest.mark.parametrize("group", range(4))
-def test_a_killed_download_from_the_hub_is_never_opened_and_the_next_one_recovers(
+def test_a_killed_download_from_the_hub_is_not_opened_and_the_next_one_recovers(
     hub: HubServer, hello: Path, tmp_path: Path, group: int
 ) -> None:
     total = sum(path.stat().st_size for path in hello.iterdir())
@@ -148,7 +148,7 @@ def many(code: str, environ: dict[str, str], root: Path) -> list[str]:
     return [said(process) for process in processes]
 
 
-def test_many_cold_starts_on_one_empty_cache_all_answer(
+def test_concurrent_cold_starts_on_an_empty_cache_all_succeed(
     moto: str, bucket: Bucket, hello: Path, tmp_path: Path
 ) -> None:
     uri = bucket.upload(hello, "m")
@@ -163,7 +163,7 @@ def test_many_cold_starts_on_one_empty_cache_all_answer(
     assert is_clean(root)
 
 
-def test_many_populates_of_one_volume_all_end_well(
+def test_concurrent_populates_of_one_volume_all_succeed(
     moto: str, bucket: Bucket, hello: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "volume").mkdir()
@@ -192,7 +192,7 @@ print(*seen, sep="\\n")
 """
 
 
-def test_readers_never_see_anything_but_one_of_the_models_while_new_ones_are_published(
+def test_readers_always_see_a_complete_model_while_others_are_published(
     proxy: FaultProxy, bucket: Bucket, hello: Path, tmp_path: Path
 ) -> None:
     from handler.store.download import to_directory

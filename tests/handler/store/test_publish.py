@@ -81,7 +81,7 @@ def below(root: Path) -> set[str]:
     return {path.name for path in root.iterdir()}
 
 
-def test_a_published_model_is_found_and_nothing_else_stays(tmp_path: Path) -> None:
+def test_publishing_leaves_only_the_revision(tmp_path: Path) -> None:
     path = published(tmp_path)
     assert resolve(str(tmp_path)) == path
     verify(path)
@@ -89,7 +89,7 @@ def test_a_published_model_is_found_and_nothing_else_stays(tmp_path: Path) -> No
     assert below(tmp_path) == {"CURRENT", "revisions"}
 
 
-def test_the_same_model_published_twice_is_there_once(tmp_path: Path) -> None:
+def test_publishing_the_same_model_twice_keeps_one_revision(tmp_path: Path) -> None:
     assert published(tmp_path) == published(tmp_path)
     assert len(list((tmp_path / "revisions").iterdir())) == 1
     assert below(tmp_path) == {"CURRENT", "revisions"}
@@ -104,7 +104,7 @@ def test_a_reader_keeps_its_revision_while_a_newer_one_is_published(tmp_path: Pa
     assert matches_manifest(old, manifest_of(0))
 
 
-def test_a_broken_revision_of_the_same_name_is_replaced(tmp_path: Path) -> None:
+def test_an_invalid_revision_of_the_same_name_is_replaced(tmp_path: Path) -> None:
     path = Path(published(tmp_path))
     (path / NAMES[1]).write_bytes(b"cut")
     assert not is_whole(tmp_path)
@@ -123,7 +123,7 @@ def test_a_file_in_the_way_of_a_revision_is_replaced(tmp_path: Path) -> None:
     assert is_whole(tmp_path)
 
 
-def test_what_a_failed_download_has_is_used_by_the_next(tmp_path: Path) -> None:
+def test_the_next_download_resumes_a_failed_one(tmp_path: Path) -> None:
     first = Staging(str(tmp_path))
     fill(first, names=NAMES[:2])
     arrive(first, remote_file(NAMES[2]), content_of(NAMES[2])[:50])
@@ -138,7 +138,7 @@ def test_what_a_failed_download_has_is_used_by_the_next(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"x" + data[1:]])
-def test_what_is_not_as_it_was_marked_is_not_used(
+def test_partial_files_that_do_not_match_their_journal_are_not_used(
     tmp_path: Path, spoil: Callable[[bytes], bytes]
 ) -> None:
     first = Staging(str(tmp_path))
@@ -149,7 +149,7 @@ def test_what_is_not_as_it_was_marked_is_not_used(
     assert fill(Staging(str(tmp_path))) == 3
 
 
-def test_what_came_after_the_last_mark_is_fetched_again(tmp_path: Path) -> None:
+def test_bytes_after_the_last_journal_entry_are_downloaded_again(tmp_path: Path) -> None:
     first = Staging(str(tmp_path))
     arrive(first, remote_file(NAMES[0]), content_of(NAMES[0])[:50])
     first.close()
@@ -163,7 +163,7 @@ def test_what_came_after_the_last_mark_is_fetched_again(tmp_path: Path) -> None:
     assert is_whole(tmp_path)
 
 
-def test_another_version_of_a_file_is_not_taken_up_and_makes_room(tmp_path: Path) -> None:
+def test_a_partial_file_of_another_version_is_removed(tmp_path: Path) -> None:
     first = Staging(str(tmp_path))
     fill(first, 0)
     first.close()
@@ -173,7 +173,7 @@ def test_another_version_of_a_file_is_not_taken_up_and_makes_room(tmp_path: Path
     assert fill(second, 1) == 3
 
 
-def test_only_one_of_two_writers_takes_over_what_a_third_has_left(tmp_path: Path) -> None:
+def test_only_one_of_two_writers_resumes_an_abandoned_download(tmp_path: Path) -> None:
     third = Staging(str(tmp_path))
     fill(third)
     third.close()
@@ -186,7 +186,7 @@ def test_only_one_of_two_writers_takes_over_what_a_third_has_left(tmp_path: Path
     assert below(tmp_path) == {"CURRENT", "revisions"}
 
 
-def test_a_model_that_was_given_up_before_it_was_published_is_left_in_parts(tmp_path: Path) -> None:
+def test_a_cancelled_download_keeps_its_partial_files(tmp_path: Path) -> None:
     first = Staging(str(tmp_path))
     fill(first)
     first.assemble([remote_file(name) for name in NAMES])
@@ -194,7 +194,7 @@ def test_a_model_that_was_given_up_before_it_was_published_is_left_in_parts(tmp_
     assert fill(Staging(str(tmp_path))) == 0
 
 
-def test_an_empty_file_is_a_file(tmp_path: Path) -> None:
+def test_empty_files_are_published(tmp_path: Path) -> None:
     staging = Staging(str(tmp_path))
     file = RemoteFile("merges.txt", 0, "etag")
     for _ in range(2):
@@ -205,7 +205,7 @@ def test_an_empty_file_is_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_live_writer_is_left_alone_and_a_dead_one_is_cleaned_away_at_once(tmp_path: Path) -> None:
+def test_only_files_of_dead_writers_are_removed_at_once(tmp_path: Path) -> None:
     alive = Staging(str(tmp_path))
     own = Path(alive.model_dir).parent.name
     child = os.fork()
@@ -223,9 +223,7 @@ def test_a_live_writer_is_left_alone_and_a_dead_one_is_cleaned_away_at_once(tmp_
 
 
 @pytest.mark.parametrize(("age_s", "stays"), [(3000, True), (4000, False)])
-def test_what_another_machine_left_is_cleaned_away_by_age(
-    tmp_path: Path, age_s: int, stays: bool
-) -> None:
+def test_old_files_of_other_machines_are_removed(tmp_path: Path, age_s: int, stays: bool) -> None:
     folder = tmp_path / "incoming" / "anotherboot.4026531836.1.2.abcdef01"
     folder.mkdir(parents=True)
     path = folder / "x.part"
@@ -237,7 +235,7 @@ def test_what_another_machine_left_is_cleaned_away_by_age(
     assert path.exists() == stays
 
 
-def test_a_download_that_still_grows_is_not_old(tmp_path: Path) -> None:
+def test_an_active_download_is_not_old(tmp_path: Path) -> None:
     folder = tmp_path / "incoming" / "anotherboot.4026531836.1.2.abcdef01"
     folder.mkdir(parents=True)
     (folder / "x.part").write_bytes(b"x")
@@ -247,7 +245,7 @@ def test_a_download_that_still_grows_is_not_old(tmp_path: Path) -> None:
     assert folder.exists()
 
 
-def test_too_little_room_names_what_is_needed_and_the_setting(tmp_path: Path) -> None:
+def test_insufficient_space_reports_the_needed_bytes_and_the_setting(tmp_path: Path) -> None:
     staging = Staging(str(tmp_path))
     advice = "EphemeralStorage" if str(tmp_path).startswith("/tmp/") else "free some"
     with pytest.raises(
@@ -257,7 +255,7 @@ def test_too_little_room_names_what_is_needed_and_the_setting(tmp_path: Path) ->
     assert caught.value.param == "GPT2_CACHE_DIR"
 
 
-def test_a_distrusted_revision_is_replaced_though_its_sizes_are_right(tmp_path: Path) -> None:
+def test_an_untrusted_revision_is_replaced_even_if_sizes_match(tmp_path: Path) -> None:
     path = Path(published(tmp_path))
     (path / NAMES[1]).write_bytes(bytes(len(content_of(NAMES[1]))))
     published(tmp_path)
@@ -275,7 +273,7 @@ CALLS = ("rename", "replace", "link", "unlink", "fsync", "makedirs", "rmdir", "o
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("before", [None, 0, 1], ids=["empty", "same", "older"])
-def test_a_writer_killed_before_any_of_its_file_operations_leaves_all_whole(
+def test_killing_a_writer_at_any_file_operation_leaves_a_valid_volume(
     tmp_path: Path, before: int | None
 ) -> None:
     """Kill it before the first, the second, … operation, until one run gets to its end."""
@@ -329,7 +327,7 @@ def in_child(action: Callable[[], object], kill_before: int) -> bool:
         os._exit(1)
 
 
-def test_files_of_a_rejected_model_are_gone(tmp_path: Path) -> None:
+def test_files_of_a_rejected_model_are_removed(tmp_path: Path) -> None:
     staging = Staging(str(tmp_path))
     fill(staging)
     staging.assemble([remote_file(name) for name in NAMES])
@@ -338,7 +336,7 @@ def test_files_of_a_rejected_model_are_gone(tmp_path: Path) -> None:
     assert below(tmp_path) == {"revisions"}
 
 
-def test_only_a_revision_with_other_bytes_than_its_manifests_is_damaged(tmp_path: Path) -> None:
+def test_a_revision_is_corrupted_only_if_bytes_differ_from_the_manifest(tmp_path: Path) -> None:
     path = Path(published(tmp_path))
     assert not is_damaged(str(path))
     changed = bytearray((path / NAMES[1]).read_bytes())

@@ -67,7 +67,7 @@ def test_a_model_arrives_in_parts_and_is_published(
     assert len(set(ranges)) == len(ranges)
 
 
-def test_the_same_model_is_not_fetched_twice(
+def test_the_same_model_is_not_downloaded_twice(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     before = download(uri, tmp_path)
@@ -108,7 +108,7 @@ def test_shards_arrive_with_their_index(
     assert same_files(done.path, folder)
 
 
-def test_only_what_a_gpt2_needs_is_fetched(
+def test_only_the_files_of_a_gpt2_model_are_downloaded(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     for name in ("pytorch_model.bin", "README.md", "vocab.json", "merges.txt"):
@@ -124,7 +124,7 @@ def test_the_bucket_itself_may_be_the_model(
     assert same_files(download(f"s3://{bucket.name}", tmp_path).path, model_dir)
 
 
-def test_without_permission_to_list_objects_are_asked_for_by_name(
+def test_without_list_permission_files_are_requested_by_name(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     proxy.inject("GET", "list-type=2", status(403), times=99)
@@ -135,7 +135,7 @@ def test_without_permission_to_list_objects_are_asked_for_by_name(
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
-def test_without_any_permission_the_error_names_what_is_missing(
+def test_without_any_permission_the_error_names_the_missing_ones(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     proxy.inject("GET", "", status(403), times=99)
@@ -169,7 +169,7 @@ def test_a_model_may_be_published_packed(
     assert leftovers(tmp_path) == []
 
 
-def test_a_packed_model_comes_from_a_bucket_as_it_is(
+def test_a_packed_model_is_downloaded_unchanged(
     bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     from gpt2core.pack import pack
@@ -183,7 +183,7 @@ def test_a_packed_model_comes_from_a_bucket_as_it_is(
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
-def test_refused_credentials_are_told_as_such_and_at_once(
+def test_rejected_credentials_are_reported_at_once(
     uri: str, proxy: FaultProxy, tmp_path: Path, code: str
 ) -> None:
     def refuse(handler: Handler, response: Response) -> None:
@@ -197,7 +197,7 @@ def test_refused_credentials_are_told_as_such_and_at_once(
 
 
 @pytest.mark.parametrize("name", [MANIFEST_FILE, "model.safetensors.index.json"])
-def test_a_corrupted_list_of_files_is_fetched_again(
+def test_a_corrupted_index_is_downloaded_again(
     bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path, name: str
 ) -> None:
     folder = write_sharded_model(tmp_path / "sharded")
@@ -211,7 +211,7 @@ def test_a_corrupted_list_of_files_is_fetched_again(
         download(uri, tmp_path / "other")
 
 
-def test_a_file_that_failed_its_pin_is_not_taken_for_the_pinned_one_later(
+def test_a_file_that_does_not_match_the_pin_is_not_reused(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     manifest = manifest_of(model_dir)
@@ -226,7 +226,7 @@ def test_a_file_that_failed_its_pin_is_not_taken_for_the_pinned_one_later(
     assert not (tmp_path / "root" / "CURRENT").exists()
 
 
-def test_what_is_being_published_when_the_time_is_up_is_not_taken_away(
+def test_publishing_is_not_interrupted_by_the_deadline(
     uri: str, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from time import monotonic
@@ -263,7 +263,7 @@ def test_without_credentials_the_error_says_so(
 @pytest.mark.parametrize(
     ("code", "times"), [(429, 3), (500, 3), (503, 7)], ids=["429", "500", "503"]
 )
-def test_errors_of_the_server_are_waited_out(
+def test_server_errors_are_retried(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path, code: int, times: int
 ) -> None:
     proxy.inject("GET", "list-type=2", status(code), times=2)
@@ -272,7 +272,7 @@ def test_errors_of_the_server_are_waited_out(
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
-def test_an_error_that_stays_says_what_was_tried(
+def test_a_persistent_error_reports_the_retries(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     proxy.inject("GET", WEIGHTS, status(503), times=999)
@@ -282,14 +282,14 @@ def test_an_error_that_stays_says_what_was_tried(
 
 
 @pytest.mark.parametrize("fault", [truncate(3000), reset(3000), reset(0)])
-def test_an_answer_that_breaks_off_is_taken_up_where_it_ended(
+def test_an_interrupted_response_is_resumed(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path, fault: object
 ) -> None:
     proxy.inject("GET", WEIGHTS, fault, times=5)  # type: ignore[arg-type]
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
-def test_a_truncated_answer_is_resumed_and_not_repeated(
+def test_a_truncated_response_is_resumed_instead_of_restarted(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     proxy.inject("GET", WEIGHTS, truncate(3000))
@@ -299,7 +299,7 @@ def test_a_truncated_answer_is_resumed_and_not_repeated(
                for r in ranges) == 1  # fmt: skip
 
 
-def test_one_corrupted_answer_is_fetched_again(
+def test_a_corrupted_response_is_downloaded_again(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     proxy.inject("GET", WEIGHTS, corrupt(1234))
@@ -327,7 +327,7 @@ def test_wrong_bytes_of_the_right_size_are_rejected_and_removed(
 
 
 @pytest.mark.parametrize("algorithm", ["SHA256", "SHA1", "CRC32"])
-def test_checksums_that_s3_has_are_held_against_the_bytes(
+def test_checksums_from_s3_are_verified(
     bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path, algorithm: str
 ) -> None:
     uri = bucket.upload(model_dir, "m", ChecksumAlgorithm=algorithm)
@@ -345,14 +345,14 @@ def test_a_server_that_ignores_ranges_is_an_error(
         download(uri, tmp_path)
 
 
-def test_one_answer_without_its_range_is_asked_for_again(
+def test_a_response_without_its_range_is_requested_again(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     proxy.inject("GET", WEIGHTS, ignore_range())
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
-def test_a_file_of_one_part_may_come_whole(
+def test_a_file_of_one_part_may_ignore_the_range(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     proxy.inject("GET", "config.json", ignore_range())
@@ -378,7 +378,7 @@ def test_an_object_deleted_during_the_download_is_an_error(
         download(uri, tmp_path)
 
 
-def test_a_stalled_server_is_given_up_and_asked_again(
+def test_a_stalled_connection_times_out_and_is_retried(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "STALL_S", 0.2)
@@ -386,7 +386,7 @@ def test_a_stalled_server_is_given_up_and_asked_again(
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
-def test_a_server_that_stalls_for_good_does_not_hold_an_invoke_beyond_its_deadline(
+def test_a_stalled_server_does_not_delay_an_invoke_beyond_its_deadline(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     from time import monotonic
@@ -397,7 +397,7 @@ def test_a_server_that_stalls_for_good_does_not_hold_an_invoke_beyond_its_deadli
     assert not (tmp_path / "CURRENT").exists()
 
 
-def test_files_that_arrived_before_the_deadline_are_not_fetched_again(
+def test_files_complete_before_the_deadline_are_not_downloaded_again(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     small_ones = threading.Barrier(3)  # two have arrived before the third is refused
@@ -426,7 +426,7 @@ def test_files_that_arrived_before_the_deadline_are_not_fetched_again(
     assert leftovers(tmp_path) == []
 
 
-def test_a_missing_bucket_and_a_prefix_without_a_model_are_errors(
+def test_a_missing_bucket_and_an_empty_prefix_are_errors(
     bucket: Bucket, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelNotFound, match="NoSuchBucket"):
@@ -440,7 +440,7 @@ def test_a_missing_bucket_and_a_prefix_without_a_model_are_errors(
 
 
 @pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", ".."])
-def test_an_index_that_leads_out_of_the_directory_is_rejected(
+def test_an_index_with_paths_outside_of_the_directory_is_rejected(
     bucket: Bucket, proxy: FaultProxy, tmp_path: Path, shard: str
 ) -> None:
     bucket.put("m/config.json", json.dumps(small_config()).encode())
@@ -470,7 +470,7 @@ def test_an_index_that_names_a_missing_shard_is_rejected(
         b'{"version": 1, "files": {"../x": {"size": 1, "sha256": "%s"}}}' % (b"0" * 64),
     ],
 )
-def test_a_broken_manifest_at_the_source_is_an_error(
+def test_an_invalid_manifest_at_the_source_is_an_error(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, manifest: bytes
 ) -> None:
     bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest)
@@ -478,7 +478,7 @@ def test_a_broken_manifest_at_the_source_is_an_error(
         download(uri, tmp_path)
 
 
-def test_a_manifest_that_does_not_fit_its_files_is_an_error_before_they_are_fetched(
+def test_a_manifest_that_does_not_match_the_files_fails_before_the_download(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest_of(model_dir))
@@ -501,7 +501,7 @@ def test_a_pin_may_be_the_digest_of_the_weights(
     assert not (tmp_path / "b" / "CURRENT").exists()
 
 
-def test_a_pinned_manifest_is_looked_at_before_any_file_is_fetched(
+def test_a_pinned_manifest_is_verified_before_the_download(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest_of(model_dir))
@@ -510,7 +510,7 @@ def test_a_pinned_manifest_is_looked_at_before_any_file_is_fetched(
     assert not [entry for entry in proxy.log if WEIGHTS in entry.path]
 
 
-def test_files_that_are_no_model_are_never_published(
+def test_files_that_are_not_a_model_are_not_published(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     bucket.put(f"models/gpt2/{WEIGHTS}", b"\x08\0\0\0\0\0\0\0{}      ")
@@ -524,7 +524,7 @@ def test_files_that_are_no_model_are_never_published(
         download(uri, tmp_path)
 
 
-def test_errors_hold_no_credentials(uri: str, proxy: FaultProxy, tmp_path: Path) -> None:
+def test_errors_contain_no_credentials(uri: str, proxy: FaultProxy, tmp_path: Path) -> None:
     seen = []
     for fault in (status(403), status(404), status(500), truncate(1), corrupt(0)):
         with FaultProxy(proxy.upstream) as second, pytest.MonkeyPatch.context() as patch:

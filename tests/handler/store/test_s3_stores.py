@@ -49,7 +49,7 @@ def etags_of_another_kind(handler: Handler, response: Response) -> None:
 
 
 @pytest.mark.parametrize("with_manifest", [False, True])
-def test_an_etag_that_is_no_md5_costs_one_more_download_at_most(
+def test_an_etag_other_than_md5_causes_at_most_one_more_download(
     uri: str,
     bucket: Bucket,
     proxy: FaultProxy,
@@ -72,7 +72,7 @@ def bytes_of(wanted: str | None) -> int:
     return int(end) - int(begin) + 1
 
 
-def test_wrong_bytes_under_an_etag_that_is_no_md5_are_rejected_by_the_manifest(
+def test_the_manifest_detects_wrong_bytes_without_an_md5_etag(
     uri: str, bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest_of(model_dir))
@@ -83,7 +83,7 @@ def test_wrong_bytes_under_an_etag_that_is_no_md5_are_rejected_by_the_manifest(
         download(uri, tmp_path)
 
 
-def test_the_etag_of_a_directory_bucket_is_not_even_tried(
+def test_etags_of_directory_buckets_are_not_compared(
     proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = s3.S3("s3://models--use1-az4--x-s3/gpt2")
@@ -95,7 +95,7 @@ def test_the_etag_of_a_directory_bucket_is_not_even_tried(
 
 
 @pytest.mark.parametrize("prefix", ["/models/x", "models//x", "models/x/", "/"])
-def test_the_key_is_taken_as_it_is_written(
+def test_keys_are_used_unchanged(
     bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path, prefix: str
 ) -> None:
     for path in model_dir.iterdir():
@@ -137,7 +137,7 @@ def refused(code: str, message: str = "Access Denied", status: int = 403) -> Cal
     ],
     ids=["archived", "disabled key", "key", "policy"],
 )
-def test_a_refusal_names_its_cause_and_is_not_tried_again(
+def test_access_denied_names_its_cause_and_is_not_retried(
     uri: str, proxy: FaultProxy, tmp_path: Path, fault: Callable[..., None], cause: str
 ) -> None:
     proxy.inject("GET", WEIGHTS, fault, times=999)
@@ -146,7 +146,7 @@ def test_a_refusal_names_its_cause_and_is_not_tried_again(
     assert "ListBucket" not in caught.value.message
 
 
-def test_a_key_that_refuses_without_a_word_is_found_out(
+def test_a_kms_key_without_permission_is_detected(
     bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     uri = bucket.upload(model_dir, "m", ServerSideEncryption="aws:kms")
@@ -155,9 +155,7 @@ def test_a_key_that_refuses_without_a_word_is_found_out(
         download(uri, tmp_path)
 
 
-def test_a_bucket_whose_requesters_pay_is_found_out(
-    uri: str, proxy: FaultProxy, tmp_path: Path
-) -> None:
+def test_a_requester_pays_bucket_is_detected(uri: str, proxy: FaultProxy, tmp_path: Path) -> None:
     def unless_paid(handler: Handler, response: Response) -> None:
         is_paid = handler.headers["x-amz-request-payer"] == "requester"
         handler.send(response) if is_paid else refused("AccessDenied")(handler, response)
@@ -168,7 +166,7 @@ def test_a_bucket_whose_requesters_pay_is_found_out(
         download(uri, tmp_path)
 
 
-def test_a_long_listing_is_not_read_to_its_end(
+def test_a_long_listing_is_not_read_completely(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     def endless(handler: Handler, response: Response) -> None:
@@ -182,7 +180,7 @@ def test_a_long_listing_is_not_read_to_its_end(
     assert len([entry for entry in proxy.log if "list-type" in entry.path]) == 1
 
 
-def test_a_listing_that_outlasts_the_deadline_is_told_as_such_and_ends(
+def test_a_listing_ends_at_the_deadline_with_an_error(
     uri: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     from time import monotonic
@@ -193,9 +191,7 @@ def test_a_listing_that_outlasts_the_deadline_is_told_as_such_and_ends(
     assert len(proxy.log) <= 1
 
 
-def test_heads_that_outlast_the_deadline_are_not_gone_on_with(
-    uri: str, proxy: FaultProxy, tmp_path: Path
-) -> None:
+def test_head_requests_end_at_the_deadline(uri: str, proxy: FaultProxy, tmp_path: Path) -> None:
     store, state = s3.S3(uri), transfer.DownloadState()
     proxy.inject("GET", "list-type=2", status(403))
     proxy.inject("HEAD", "", after(state.stop))
@@ -204,7 +200,7 @@ def test_heads_that_outlast_the_deadline_are_not_gone_on_with(
     assert len([entry for entry in proxy.log if entry.method == "HEAD"]) == 1
 
 
-def test_a_file_that_was_interrupted_goes_on_where_it_was(
+def test_an_interrupted_file_is_resumed(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     size = (model_dir / WEIGHTS).stat().st_size
@@ -232,7 +228,7 @@ def test_a_file_that_was_interrupted_goes_on_where_it_was(
     assert leftovers(tmp_path) == []
 
 
-def test_what_was_changed_on_the_disk_since_is_not_gone_on_with(
+def test_a_partial_file_that_has_changed_is_not_resumed(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     proxy.inject("GET", WEIGHTS, status(404))

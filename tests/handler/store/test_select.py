@@ -50,17 +50,17 @@ def test_without_a_volume_the_demo_is_used(tmp_path: Path) -> None:
     assert source == (DEMO_DIR, "demo", "demo")
 
 
-def test_an_empty_volume_that_nobody_named_leaves_the_demo(tmp_path: Path) -> None:
+def test_an_empty_default_volume_falls_back_to_the_demo(tmp_path: Path) -> None:
     assert locate(Settings(model_dir=str(tmp_path))).origin == "demo"
 
 
-def test_a_volume_comes_before_the_cache_and_the_uri(volume: Path, tmp_path: Path) -> None:
+def test_a_volume_takes_precedence_over_cache_and_uri(volume: Path, tmp_path: Path) -> None:
     settings = named(volume, model_uri=URI, cache_dir=str(tmp_path / "cache"))
     shutil.copytree(volume, cache_path(settings, URI))
     assert locate(settings) == (str(volume), "volume", "volume")
 
 
-def test_the_cache_of_the_uri_comes_before_the_uri(tmp_path: Path, model_dir: Path) -> None:
+def test_the_cache_takes_precedence_over_the_uri(tmp_path: Path, model_dir: Path) -> None:
     settings = named(tmp_path / "none", model_uri=URI, cache_dir=str(tmp_path / "cache"))
     publish(Path(cache_path(settings, URI)), model_dir, "a" * 64)
     source = locate(settings)
@@ -68,7 +68,7 @@ def test_the_cache_of_the_uri_comes_before_the_uri(tmp_path: Path, model_dir: Pa
     assert source.path.endswith("revisions/" + "a" * 64)
 
 
-def test_caches_of_different_uris_are_apart_and_below_the_cache_directory() -> None:
+def test_each_uri_has_its_own_cache_directory() -> None:
     settings = Settings(cache_dir="/tmp/gpt2")
     paths = {cache_path(settings, uri) for uri in (URI, "s3://bucket/models-gpt2", "hf://../../x")}
     assert len(paths) == 3
@@ -76,16 +76,14 @@ def test_caches_of_different_uris_are_apart_and_below_the_cache_directory() -> N
 
 
 @pytest.mark.parametrize("uri", [None, "demo"])
-def test_a_named_volume_without_a_model_is_an_error_and_never_the_demo(
-    tmp_path: Path, uri: str | None
-) -> None:
+def test_a_configured_volume_without_a_model_is_an_error(tmp_path: Path, uri: str | None) -> None:
     with pytest.raises(ModelUnavailable, match="has no model") as caught:
         locate(named(tmp_path, model_uri=uri))
     assert caught.value.param == "GPT2_MODEL_DIR"
 
 
 @pytest.mark.parametrize("uri", [None, "demo"])
-def test_a_named_volume_with_a_broken_model_is_an_error_and_never_the_demo(
+def test_a_configured_volume_with_an_invalid_model_is_an_error(
     tmp_path: Path, uri: str | None
 ) -> None:
     (tmp_path / "CURRENT").write_text("missing")
@@ -93,7 +91,7 @@ def test_a_named_volume_with_a_broken_model_is_an_error_and_never_the_demo(
         locate(named(tmp_path, model_uri=uri))
 
 
-def test_the_demo_may_be_named_where_no_volume_is(tmp_path: Path) -> None:
+def test_the_demo_can_be_configured_without_a_volume(tmp_path: Path) -> None:
     settings = Settings(model_dir=str(tmp_path / "none"), model_uri="demo")
     assert locate(settings).origin == "demo"
 
@@ -110,7 +108,7 @@ def test_current_names_the_revision_and_a_new_one_replaces_it(
 
 
 @pytest.mark.parametrize("current", ["", "..", ".", "../../etc", "/etc", "missing", "a\0b", "\xff"])
-def test_current_that_leads_elsewhere_is_rejected(
+def test_a_current_file_with_a_path_outside_is_rejected(
     tmp_path: Path, model_dir: Path, current: str
 ) -> None:
     publish(tmp_path, model_dir, "1" * 64)
@@ -133,9 +131,7 @@ def test_a_pinned_digest_without_a_weights_file_is_rejected(volume: Path) -> Non
         locate(named(volume, model_sha256="0" * 64))
 
 
-def test_a_code_directory_without_the_demo_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_demo_model_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "DEMO_DIR", str(tmp_path / "demo"))
     with pytest.raises(ModelUnavailable, match="demo model is missing from"):
         locate(Settings(model_dir=str(tmp_path)))
@@ -152,7 +148,7 @@ def with_manifest(folder: Path) -> bytes:
     return raw
 
 
-def test_a_volume_that_is_not_what_its_manifest_says_is_rejected(volume: Path) -> None:
+def test_a_volume_that_does_not_match_its_manifest_is_rejected(volume: Path) -> None:
     with_manifest(volume)
     assert locate(named(volume)).origin == "volume"
     os.truncate(volume / "model.safetensors", 1000)
@@ -168,7 +164,7 @@ def test_a_symbolic_link_in_a_published_directory_is_rejected(volume: Path, tmp_
         locate(named(volume))
 
 
-def test_with_a_manifest_a_pin_needs_no_read_of_the_weights(
+def test_a_pinned_manifest_does_not_read_the_weights(
     volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = with_manifest(volume)
