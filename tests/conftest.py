@@ -1,4 +1,4 @@
-"""Places and models that several test files share."""
+"""Shared fixtures: directories, models and servers."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project as a clean clone has it."""
+    """A copy of the project with the files of a clean clone."""
     from tests.support.containers import checkout
 
     return checkout(tmp_path_factory.mktemp("clone"))
@@ -54,7 +54,7 @@ def image(clone: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Published vocabularies and outputs, which are not part of the project."""
+    """The directory with published vocabularies and outputs, which is not part of the project."""
     path = Path(os.environ.get("GPT2_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not path.is_dir():
         pytest.skip(f"no test data at {path}: set GPT2_TEST_DATA")
@@ -68,7 +68,7 @@ def demo() -> Engine:
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model with a tokenizer of single bytes. Read-only."""
+    """A small random model with a byte tokenizer. Read-only."""
     return write_model(tmp_path_factory.mktemp("model") / "small")
 
 
@@ -79,27 +79,27 @@ def engine(model_dir: Path) -> Engine:
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[str]:
-    """`host:port` of S3 over HTTP."""
+    """`host:port` of moto's server."""
     with moto_server() as address:
         yield address
 
 
 @pytest.fixture
 def aws_settings(moto: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process's AWS clients ask moto."""
+    """Configure AWS clients in this process to use moto."""
     for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://{moto}"}).items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
 def bucket(moto: str) -> Bucket:
-    """A bucket of the test's own."""
+    """A new bucket."""
     return Bucket(moto, f"test-{uuid4().hex}")
 
 
 @pytest.fixture
 def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """A proxy before S3, which AWS's settings point to."""
+    """A proxy to S3 that AWS clients use."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     with FaultProxy(moto) as between:

@@ -1,4 +1,4 @@
-"""The stack for queues and files: what linters do not look at."""
+"""The stack for queues and files: properties that linters do not check."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ LONGEST_INVOKE_S = 900
 
 
 def batches(**parameters: Any) -> Stack:
-    """The nested stack, everything switched on unless told otherwise."""
+    """The nested stack with all parts enabled by default."""
     return Stack(
         **{"Queue": "standard", "Files": "yes", "StateMachine": "yes"} | parameters
     ).nested("BatchStack")
@@ -48,7 +48,7 @@ def test_the_queue_uses_partial_batch_responses(stack: Stack) -> None:
     assert poll["FunctionName"] == "<FunctionAliaslive>"
     assert poll["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
     assert poll["ScalingConfig"]["MaximumConcurrency"] == stack.parameters["MaximumConcurrency"]
-    assert poll["BatchSize"] <= 10  # the most of a FIFO queue
+    assert poll["BatchSize"] <= 10  # the maximum for a FIFO queue
 
 
 @pytest.mark.parametrize("kind", ["standard", "fifo"])
@@ -69,7 +69,7 @@ def test_failed_work_goes_to_dead_letter_queues(kind: str) -> None:
 
 def test_dead_letters_are_kept_days_longer_than_messages(stack: Stack) -> None:
     messages, dead = stack.properties("Messages"), stack.properties("DeadLetters")
-    # A message that waited to the end and failed then has the rest of these days.
+    # Includes the time that the message spent in its queue.
     assert dead["MessageRetentionPeriod"] - messages["MessageRetentionPeriod"] >= 7 * DAY_S
     tries = messages["RedrivePolicy"]["maxReceiveCount"] * messages["VisibilityTimeout"]
     assert messages["MessageRetentionPeriod"] > 2 * tries
@@ -135,7 +135,7 @@ def test_the_name_of_the_state_machine_is_short_enough_for_any_stack(stack: Stac
     machine = stack.nested("LargeFilesStack")
     name = machine.properties("Batches")["StateMachineName"]
     assert len(name) <= MAX_NAME
-    # It holds the id of its stack, and so is not another one's.
+    # The name includes the id of the stack, so it is unique.
     variables = stack.properties("Function")["Environment"]["Variables"]
     assert variables["GPT2_STATE_MACHINE"].endswith(f":stateMachine:{name}")
     assert len(name.removeprefix("gpt2-")) == len("0c1b2a3f-7b61-11e6-9a41-93e8deadbeef")
@@ -161,7 +161,9 @@ def test_the_state_machines_timeout_is_longer_than_an_invoke(
         min(busy["MaxDelaySeconds"], busy["IntervalSeconds"] * busy["BackoffRate"] ** n)
         for n in range(busy["MaxAttempts"])
     ]
-    assert busy["JitterStrategy"] == "FULL"  # each pause is anything from none to all of it
+    assert (
+        busy["JitterStrategy"] == "FULL"
+    )  # with full jitter, each pause is between 0 and its maximum
     assert sum(pauses) / 2 > LONGEST_INVOKE_S
 
 
@@ -184,7 +186,7 @@ def test_a_replaced_file_fails_the_state_machine(definition: dict[str, Any]) -> 
     states = definition["States"]
     assert definition["StartAt"] == "Unchanged"
     assert (states["Unchanged"]["Next"], states["Prompts"]["Next"]) == ("Prompts", "StillUnchanged")
-    for name in ("Unchanged", "StillUnchanged"):  # before it is read, and while it was
+    for name in ("Unchanged", "StillUnchanged"):  # before and during the read
         assert states[name]["Resource"] == "arn:aws:states:::aws-sdk:s3:headObject"
         assert states[name]["Parameters"] == {
             "Bucket.$": "$.bucket",
@@ -192,7 +194,7 @@ def test_a_replaced_file_fails_the_state_machine(definition: dict[str, Any]) -> 
             "IfMatch.$": "States.Format('\"{}\"', $.etag)",
         }
         assert "Catch" not in states[name]
-        (retry,) = states[name]["Retry"]  # S3 may throttle, which says nothing about the file
+        (retry,) = states[name]["Retry"]  # S3 throttling is retried
         assert {"S3.S3Exception", "S3.SdkClientException"} == {*retry["ErrorEquals"]}
         assert retry["MaxAttempts"] > 2
 

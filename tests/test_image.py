@@ -1,4 +1,4 @@
-"""The container image under Docker: strict limits, every event, and that nothing needed is gone."""
+"""The container image under Docker: limits, every event file, no missing files."""
 
 import json
 import shutil
@@ -28,13 +28,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("volume")
     pack(DEMO, folder)
     folder.chmod(0o755)
-    folder.parent.chmod(0o755)  # the container's user is another
+    folder.parent.chmod(0o755)  # the container has another user
     folder.parent.parent.chmod(0o755)
     return folder
 
 
 def entry(*command: str) -> tuple[str, ...]:
-    """The image's entry point under AWS's emulator, which is mounted."""
+    """The entry point of the image under AWS's emulator, which is mounted."""
     return ("-v", f"{RIE}:/rie:ro", "--entrypoint", "/rie", *command)
 
 
@@ -113,7 +113,7 @@ def test_a_model_in_the_image_is_used(clone: Path, packed: Path) -> None:
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of the 124M shape, as published."""
+    """Random weights of the 124M shape, in the published layout."""
     return make(tmp_path_factory.mktemp("124m") / "published")
 
 
@@ -126,7 +126,7 @@ def test_the_124m_shape_runs_within_1024_megabytes(
     pack(published, tmp_path, precision)
     for folder in (tmp_path, tmp_path.parent):
         folder.chmod(0o755)
-    evict(tmp_path)  # pages that come in from now on are the container's
+    evict(tmp_path)  # later page-ins are charged to the container
     limits = ("--memory=1024m", "--memory-swap=1024m", "-v", f"{tmp_path}:/mnt/gpt2:ro")
     with container(image, *limits) as function:
         replies = [function.invoke(event=PROMPT)["event"] for _ in range(2)]
@@ -137,7 +137,7 @@ def test_the_124m_shape_runs_within_1024_megabytes(
     assert [reply["cold_start"] for reply in replies] == [True, False]
 
 
-# Its layout and variables, from AWS's documentation; the image itself cannot be had everywhere.
+# Layout and variables of AWS's base image from its documentation; it may not be available.
 LAID_OUT_AS_AWS_BASE = """
 FROM {base}
 RUN mkdir -p /var/lang/bin /var/runtime /var/task /opt && \
@@ -204,7 +204,7 @@ def test_unused_files_are_removed_and_the_needed_clients_work(image: str) -> Non
     docker("run", "--rm", "--entrypoint", "python3", image, "-S", "-c", code, *SERVICES)
 
 
-# Whatever lies beside the function and can be imported; names of those that cannot, as JSON.
+# Imports all modules in the task directory; prints those that fail, as JSON.
 _IMPORT_ALL = """
 import importlib, io, json, pkgutil, sys, warnings
 warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""The image for arm64, by QEMU where this machine is another."""
+"""The arm64 image, with QEMU on other machines."""
 
 import json
 import platform
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
     pytest.mark.skipif(not _ANY, reason="QEMU is not installed: Debian's qemu-user-static"),
 ]
-# The machine's number in a program's header: 183 is AArch64.
+# e_machine in the ELF header: 183 is AArch64.
 _MACHINES = """
 import collections, pathlib
 heads = (path.open("rb").read(20) for path in pathlib.Path("/var/task").rglob("*.so*"))

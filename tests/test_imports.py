@@ -1,4 +1,4 @@
-"""The import budget: what is in `sys.modules` after each step, in a fresh process."""
+"""The import budget: `sys.modules` after each step in a new process."""
 
 import subprocess
 import sys
@@ -9,8 +9,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.support.fresh_process import modules_after
 
-NEVER_ON_THE_WAY = ("boto3", "botocore", "huggingface_hub", "requests", "urllib3", "ssl")
-HEAVY = (*NEVER_ON_THE_WAY, "numpy", "tokenizers", "http.client", "asyncio", "dataclasses",
+NEVER_IMPORTED = ("boto3", "botocore", "huggingface_hub", "requests", "urllib3", "ssl")
+HEAVY = (*NEVER_IMPORTED, "numpy", "tokenizers", "http.client", "asyncio", "dataclasses",
          "inspect", "logging", "pathlib", "pydantic", "safetensors", "email")  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_a_cold_invoke_from_a_directory_loads_no_client_and_no_tls(model_dir: Pa
         GPT2_MODEL_DIR=str(model_dir),
     )
     assert "numpy" in loaded
-    assert loaded.isdisjoint(NEVER_ON_THE_WAY)
+    assert loaded.isdisjoint(NEVER_IMPORTED)
 
 
 def test_health_checks_and_invalid_input_do_not_import_numpy() -> None:
@@ -93,7 +93,7 @@ def test_the_core_does_not_use_the_handler_or_the_environment() -> None:
 def test_threads_are_set_before_numpy_is_imported() -> None:
     code = "import os, handler.app\nassert os.environ['OPENBLAS_NUM_THREADS'] == '1'"
     assert "numpy" not in modules_after(code, GPT2_THREADS="1")
-    modules_after(code, GPT2_THREADS="1", OPENBLAS_NUM_THREADS="7")  # ours is the setting
+    modules_after(code, GPT2_THREADS="1", OPENBLAS_NUM_THREADS="7")  # GPT2_THREADS takes precedence
 
 
 def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_cold_invoke_of_a_packed_model_imports_only_the_core_of_numpy(
     )
     assert loaded.isdisjoint(
         {
-            *NEVER_ON_THE_WAY,
+            *NEVER_IMPORTED,
             "tokenizers",
             "regex",
             "safetensors",

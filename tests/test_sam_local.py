@@ -1,4 +1,4 @@
-"""The function under `sam local`: every event, and the HTTP API with requests from outside."""
+"""The function under `sam local`: every event file, and the HTTP API."""
 
 import json
 import os
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The template as `sam build` leaves it: with the name of an image that has been built."""
+    """The template as written by `sam build`, with the name of a built image."""
     clone = checkout(tmp_path_factory.mktemp("clone"))
     text = (clone / "template.yaml").read_text()
     path = clone / "built.yaml"
@@ -74,7 +74,7 @@ def test_sam_local_invoke_replies_to_every_event(
 def test_sam_local_mounts_a_local_directory_as_the_volume(
     template: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    # SAM mounts nothing into an image but what it takes for a debugger: see docs/image.md.
+    # SAM mounts only a debugger path into images: see docs/image.md.
     pack(DEMO, tmp_path / "packed")
     for folder in (tmp_path, tmp_path / "packed"):
         folder.chmod(0o755)

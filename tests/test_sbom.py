@@ -1,4 +1,4 @@
-"""The image's bill of materials."""
+"""The software bill of materials of the image."""
 
 import json
 import re

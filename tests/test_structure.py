@@ -1,4 +1,4 @@
-"""The house: what may import what, and where new parts go."""
+"""The structure: allowed imports, and registration of modules."""
 
 import ast
 from pathlib import Path
@@ -26,33 +26,33 @@ def is_for_types(node: ast.AST) -> bool:
 
 
 def imports_of(path: Path) -> set[str]:
-    """The files that this one imports, also within functions; those for types alone left out."""
+    """The files that a file imports, also in functions, without imports only for types."""
     names = {name_of(p) for p in files()}
     found: set[str] = set()
-    waiting: list[ast.AST] = [ast.parse(path.read_text())]
-    while waiting:
-        node = waiting.pop()
+    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    while pending:
+        node = pending.pop()
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 found.add(inner if inner in names else node.module)
-        waiting += [child for child in ast.iter_child_nodes(node) if not is_for_types(child)]
+        pending += [child for child in ast.iter_child_nodes(node) if not is_for_types(child)]
     return (found & names) - {name_of(path)}
 
 
-def circle_in(graph: dict[str, set[str]]) -> list[str]:
-    """A way through the graph that ends where it begins; [] if there is none."""
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """A cycle in the graph; [] if there is none."""
     done: set[str] = set()
 
-    def visit(name: str, way: list[str]) -> list[str]:
-        if name in way:
-            return [*way[way.index(name) :], name]
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
         if name in done:
             return []
         for other in sorted(graph[name]):
-            if found := visit(other, [*way, name]):
+            if found := visit(other, [*path, name]):
                 return found
         done.add(name)
         return []
@@ -61,11 +61,11 @@ def circle_in(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_there_are_no_circular_imports() -> None:
-    assert circle_in({name_of(path): imports_of(path) for path in files()}) == []
+    assert cycle_in({name_of(path): imports_of(path) for path in files()}) == []
 
 
 def test_circular_imports_are_detected() -> None:
-    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_test_files_do_not_import_each_other() -> None:
 
 def test_every_source_and_dialect_module_is_registered() -> None:
     folder = ROOT / "handler" / "sources"
-    shared = {"__init__", "source", "body", "direct"}  # direct is asked last, without a key
+    shared = {"__init__", "source", "body", "direct"}  # direct has no key and is tried last
     assert {p.stem for p in folder.glob("*.py")} - shared == {m for _, m in sources._MODULES}
     named = {type(dialect).__module__.rpartition(".")[2] for dialect in dialects()}
     assert {p.stem for p in (ROOT / "handler" / "dialects").glob("*.py")} == named | {

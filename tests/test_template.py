@@ -1,4 +1,4 @@
-"""The SAM templates under AWS's own linters, and what the stack that answers is made of."""
+"""The SAM templates: AWS's linters, and the resources of the main stack."""
 
 import json
 import os
@@ -30,7 +30,7 @@ PUBLIC = {"UrlAccess": "public", "ApiKey": "an-api-key-of-twenty-letters", "Rese
 
 
 def environment(stack: Stack) -> dict[str, str]:
-    """The variables of a stack's function."""
+    """The environment variables of a stack's function."""
     variables = stack.properties("Function")["Environment"]["Variables"]
     assert isinstance(variables, dict)
     return variables
@@ -38,7 +38,7 @@ def environment(stack: Stack) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def volume() -> dict[str, Any]:
-    """Resources of the volume, of both kinds."""
+    """The resources of both kinds of volume."""
     return {
         name: resource
         for kind in ("EFS", "S3Files")
@@ -276,7 +276,7 @@ def test_the_rest_api_streams_to_signed_requests() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "doors"),
+    ("parameters", "endpoints"),
     [
         ({}, None),
         ({"UrlAccess": "iam-stream"}, "url"),
@@ -285,9 +285,9 @@ def test_the_rest_api_streams_to_signed_requests() -> None:
     ],
 )
 def test_the_function_is_configured_for_the_endpoints_that_stream(
-    parameters: dict[str, Any], doors: str | None
+    parameters: dict[str, Any], endpoints: str | None
 ) -> None:
-    assert environment(Stack(**parameters)).get("GPT2_STREAM") == doors
+    assert environment(Stack(**parameters)).get("GPT2_STREAM") == endpoints
 
 
 def test_the_demo_model_is_the_default() -> None:
@@ -327,7 +327,7 @@ def test_the_guides_commands_build_each_image_for_its_architecture_with_its_mode
             capture_output=True,
             check=True,
         )  # fmt: skip
-    assert len(builds) == 3  # the function, the one for batches, the one that fills a volume
+    assert len(builds) == 3  # the functions for requests, batches and filling the volume
     for build in builds:
         assert build["platform"] == platform
         assert json.loads(build["buildargs"]) == {"MODEL": model}

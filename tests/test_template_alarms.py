@@ -1,4 +1,4 @@
-"""Each alarm fires for what it is there for, and stays quiet otherwise."""
+"""Each alarm fires in its case and not otherwise."""
 
 import json
 from functools import cache
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 MINUTE, HOUR = 60.0, 3600.0
-INVOKE = 900.0  # the longest
-DOORS = ("ApiErrors", "ApiThrottles", "RestApiErrors")
+INVOKE = 900.0  # the longest timeout
+ENDPOINTS = ("ApiErrors", "ApiThrottles", "RestApiErrors")
 
 
 @cache
@@ -35,7 +35,7 @@ def answering() -> dict[str, Alarm]:
     return alarms(everything().nested("AlarmStack"))
 
 
-def doors() -> dict[str, Alarm]:
+def endpoints() -> dict[str, Alarm]:
     return alarms(everything().nested("ApiAlarmStack"))
 
 
@@ -46,13 +46,13 @@ def batches() -> dict[str, Alarm]:
 def points(
     alarm: Alarm, values: dict[float, float], late: float = MINUTE, name: str | None = None
 ) -> list[Point]:
-    """Values of the alarm's one metric, or of the named one, by their times in seconds."""
+    """Points of the alarm's only metric, or of the metric `name`, by time in seconds."""
     (metric,) = {m for m in alarm.metrics if name in (None, m.name)}
     return [Point(metric, at, value, at + late) for at, value in values.items()]
 
 
 def outcome(alarm: Alarm, requests: dict[float, float], errors: dict[float, float]) -> list[Point]:
-    """What the function says of its requests; every line has both metrics."""
+    """The function's metrics for its requests; each log line has both."""
     failed = {at: errors.get(at, 0) for at in requests}
     return points(alarm, requests, name="Requests") + points(alarm, failed, name="Errors")
 
@@ -63,7 +63,7 @@ def every(seconds: float, count: int, value: float = 1.0) -> dict[float, float]:
 
 def test_every_alarm_is_tested_here() -> None:
     assert answering().keys() == {"Crashes", "FailedRequests", "Throttles", "UrlErrors"}
-    assert doors().keys() == {*DOORS}
+    assert endpoints().keys() == {*ENDPOINTS}
     assert batches().keys() == {
         "Crashes", "FailedMessages", "Throttles", "FailedFiles", "DeadLetters", "OldMessages",
         "FailedExecutions",
@@ -108,7 +108,7 @@ def test_alarms_use_the_metrics_that_the_function_writes(
 def test_two_stacks_do_not_share_a_metric() -> None:
     own = {"FunctionName": "<Function>", "ApiId": "<Api>", "ApiName": "gpt2",
            "StateMachineArn": "<Batches>"}  # fmt: skip
-    for alarm in [*answering().values(), *doors().values(), *batches().values()]:
+    for alarm in [*answering().values(), *endpoints().values(), *batches().values()]:
         for metric in alarm.metrics:
             ((name, value),) = metric.dimensions
             assert value == own.get(name) or value in {
@@ -125,7 +125,7 @@ def test_crashes_fire_at_any_time(timeout: float) -> None:
 
 def test_an_unavailable_model_fires_within_ten_minutes() -> None:
     alarm = answering()["FailedRequests"]
-    # The canary's share of the requests is not the same in every minute.
+    # The canary's proportion of the requests varies per minute.
     canary = outcome(alarm, every(MINUTE, 10, 100.0), every(MINUTE, 10, 7.0))
     assert alarm.fires(canary, 5 * MINUTE)
     lonely = outcome(alarm, every(2 * MINUTE, 3), every(2 * MINUTE, 3))
@@ -140,9 +140,9 @@ def test_a_few_invalid_requests_do_not_fire() -> None:
     assert not alarm.fires(once, HOUR)
 
 
-@pytest.mark.parametrize("name", ["Throttles", "UrlErrors", *DOORS])
+@pytest.mark.parametrize("name", ["Throttles", "UrlErrors", *ENDPOINTS])
 def test_persistent_rejections_fire(name: str) -> None:
-    alarm = (doors() if name in DOORS else answering())[name]
+    alarm = (endpoints() if name in ENDPOINTS else answering())[name]
     assert alarm.fires(points(alarm, every(MINUTE, 3)), 5 * MINUTE)
     assert not alarm.fires(points(alarm, {MINUTE: 50}), HOUR)
     assert not alarm.fires(points(alarm, every(MINUTE, 60, 0.0)), 2 * HOUR)
@@ -152,7 +152,7 @@ def test_throttled_api_requests_are_counted_from_the_access_log() -> None:
     counted = everything().nested("ApiAlarmStack").properties("ThrottledRequests")
     (transformation,) = counted["MetricTransformations"]
     ((name, value),) = [(d["Key"], d["Value"]) for d in transformation["Dimensions"]]
-    (metric,) = doors()["ApiThrottles"].metrics
+    (metric,) = endpoints()["ApiThrottles"].metrics
     assert (transformation["MetricNamespace"], transformation["MetricName"]) == metric[:2]
     stage = everything().properties("ApiApiGatewayDefaultStage")["AccessLogSettings"]
     fields = json.loads(stage["Format"])
@@ -209,7 +209,7 @@ def test_old_messages_fire_by_age() -> None:
 
 
 def test_missing_data_is_not_breaching_and_the_latest_points_count() -> None:
-    """The evaluator: CloudWatch's own examples of three periods of three, five looked at."""
+    """The evaluator passes CloudWatch's examples: 3 of 3 periods, evaluation range of 5."""
     metric: dict[str, Any] = {"Namespace": "n", "MetricName": "m", "Dimensions": []}
     rule = {"Statistic": "Sum", "Period": 60, "EvaluationPeriods": 3, "Threshold": 1,
             "ComparisonOperator": "GreaterThanOrEqualToThreshold",

@@ -1,4 +1,4 @@
-"""What the roles may do, for the combinations of parameters that decide it."""
+"""The permissions of the roles, for the relevant combinations of parameters."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ def managed(stack: Stack, role: str = "Role") -> list[str]:
 
 
 def statements(stack: Stack, role: str = "Role") -> dict[str, Any]:
-    """What a role's own policies allow: each action, on what and when."""
+    """The statements of a role's inline policies: action, resource and condition."""
     found: dict[str, Any] = {}
     for policy in stack.properties(role).get("Policies", []):
         for statement in policy["PolicyDocument"]["Statement"]:
@@ -41,7 +41,7 @@ def statements(stack: Stack, role: str = "Role") -> dict[str, Any]:
 
 
 def reading(**parameters: Any) -> dict[str, Any]:
-    """What all functions may read."""
+    """The model read permissions of all functions."""
     access = Stack(**parameters).nested("AccessStack")
     if "ReadingPolicy" not in access.resources:
         return {}
@@ -54,7 +54,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def allowed() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every statement that allows something, of stacks with everything in them."""
+    """All Allow statements, of stacks with all parts."""
     everything = {
         **BATCHES,
         "RestApi": "stream",
@@ -123,7 +123,7 @@ def test_without_a_volume_the_function_has_no_permissions_of_a_vpc() -> None:
     assert managed(plain.nested("AccessStack")) == [BASIC]
     assert statements(plain.nested("AccessStack")) == {}
     assert managed(Stack(**VOLUMES[0]).nested("AccessStack")) == [VPC]
-    # SAM makes a role with such permissions for every function that has none.
+    # SAM creates a role with these permissions for functions without a role.
     assert not plain.of_type("AWS::IAM::Role")
     assert plain.properties("Function")["Role"] == "<Role.Arn>"
 
@@ -150,7 +150,7 @@ def test_the_request_function_has_read_only_access_to_the_volume(volume: dict[st
     through = {"StringEquals": {f"{service}:AccessPointArn": point}}
     answering = statements(stack.nested("AccessStack"))
     assert answering.pop(f"{service}:ClientMount") == [(system, through)]
-    if service == "s3files":  # which large reads go past
+    if service == "s3files":  # large reads bypass it
         bucket = [("arn:aws:s3:::<Bucket>/gpt2/*", None)]
         assert answering == {"s3:GetObject": bucket, "s3:GetObjectVersion": bucket}
     else:

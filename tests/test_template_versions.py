@@ -1,8 +1,8 @@
-"""Whatever changes a function publishes a version of it, and nothing else does.
+"""A version of a function is published if, and only if, the function changes.
 
-The alias `live`, which every door and queue uses, points to the version. CloudFormation replaces a
-version when its logical id or its description changes, and Lambda refuses to publish one of a
-function that has not changed, which fails the deployment.
+The alias `live`, used by all endpoints and queues, points to the version. CloudFormation replaces a
+version if its logical id or description changes. Lambda does not publish a version of an unchanged
+function, and the deployment fails.
 """
 
 import itertools
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 MAX_DESCRIPTION = 256  # AWS CloudFormation Template Reference, AWS::Lambda::Version
 SECRETS = {"HfToken": "hf_0123456789", "ApiKey": "an-api-key-of-twenty-letters"}
-# Every parameter with a value that is not its default.
+# Each parameter with a value other than its default.
 CHANGED: dict[str, Any] = {
     **SECRETS,
     "Architecture": "arm64",
@@ -95,20 +95,20 @@ def batch(**parameters: Any) -> Stack:
 
 
 def version_of(stack: Stack) -> tuple[str, str]:
-    """What a version is replaced with: its logical id and its description."""
+    """The logical id and description of the version."""
     ((name, properties),) = stack.of_type("AWS::Lambda::Version").items()
     return name, properties["Description"]
 
 
 def configuration(stack: Stack) -> str:
-    """What a version holds. Reserved concurrency is the function's, whatever its version."""
+    """The content of a version, which does not include reserved concurrency."""
     found = dict(stack.properties("Function"))
     found.pop("ReservedConcurrentExecutions", None)
     return json.dumps(found, sort_keys=True)
 
 
 def variants() -> list[dict[str, Any]]:
-    """The defaults, each parameter changed, and each two of them."""
+    """The defaults, each parameter changed, and each pair changed."""
     changed = [dict(some) for n in range(3) for some in itertools.combinations(CHANGED.items(), n)]
     return [*changed, CHANGED, *({**CHANGED, name: "none"} for name in ("Volume", "RestApi"))]
 
@@ -134,7 +134,9 @@ def test_a_version_is_published_only_when_the_function_changes(deploy: Any) -> N
         version, function = version_of(stack), configuration(stack)
         versions.setdefault(function, set()).add(version)
         functions.setdefault(version, set()).add(function)
-    assert [f for f in functions.values() if len(f) > 1] == []  # the alias would keep the old one
+    assert [
+        f for f in functions.values() if len(f) > 1
+    ] == []  # the alias would keep the old version
     assert [v for v in versions.values() if len(v) > 1] == []  # the deployment would fail
     assert len(versions) > 50
 
@@ -203,7 +205,7 @@ def test_a_canary_has_alarms_that_do_not_depend_on_the_alias() -> None:
     assert {guard.strip("<>") for guard in guards} <= alarms.of_type(
         "AWS::CloudWatch::Alarm"
     ).keys()
-    # The alias waits for the deployment group, which waits for these alarms.
+    # The alias depends on the deployment group, which depends on these alarms.
     assert set(alarms.parameters.values()) <= {"<Function>", ""}
     alias = stack.resources["FunctionAliaslive"]
     assert "CodeDeployLambdaAliasUpdate" in alias["UpdatePolicy"]

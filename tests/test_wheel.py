@@ -1,4 +1,4 @@
-"""The wheel: built from a clean clone, installed into an empty environment, run from there."""
+"""The wheel, built from a clean clone and installed in an empty environment."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from gpt2core import __version__
 from tests.support.kernels import needs_native
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-# Neither files of the checkout nor settings of whoever runs the tests.
+# Without files of the checkout and settings of the user.
 ENVIRON = {"PATH": os.environ["PATH"]}
 
 
@@ -33,7 +33,7 @@ def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of an environment that has the wheel, and dependencies by a path to the tests'."""
+    """The `bin` of an environment with the wheel; dependencies are those of the tests."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder)
     python = folder / "bin" / "python"
@@ -89,7 +89,7 @@ def test_the_installed_commands_run_from_the_wheel(installed: Path) -> None:
 
 @pytest.fixture
 def url(installed: Path) -> Iterator[str]:
-    """The address of `gpt2-lambda serve` with the demo model of the wheel."""
+    """The address of `gpt2-lambda serve` with the demo model in the wheel."""
     with subprocess.Popen(
         [installed / "gpt2-lambda", "serve", "--port", "0"],
         stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The hosted workflow and the commit hooks call the Makefile, and their linters work."""
+"""The hosted workflow and the commit hooks call make targets, and their linters work."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ jobs:
 
 
 def commands_of(target: str) -> list[str]:
-    """The lines of a rule of the Makefile, as it is written."""
+    """The lines of a rule in the Makefile."""
     found = re.search(rf"^{target}:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.M)
     assert found, target
     return [line.strip() for line in found[1].splitlines()]

@@ -1,4 +1,4 @@
-"""The local servers that the clients speak to, one of each kind for a file of tests."""
+"""Local servers for the clients, with and without a key."""
 
 from collections.abc import Iterator
 
@@ -14,5 +14,5 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server that wants a key."""
+    """A server that requires a key."""
     yield from serve(tmp_path_factory.mktemp("guarded") / "log", GPT2_API_KEY=KEY)

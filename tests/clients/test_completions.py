@@ -1,6 +1,6 @@
-"""Clients that nobody here wrote, over real HTTP, against `python -m handler serve`.
+"""Third-party clients over HTTP against `python -m handler serve`.
 
-They are imported where they are used: only `make test-clients` has them.
+They are imported in the tests, because only `make test-clients` installs them.
 """
 
 import json
@@ -21,12 +21,12 @@ from tests.support.serve import KEY
 
 pytestmark = [
     pytest.mark.clients,
-    pytest.mark.filterwarnings("ignore"),  # the clients' own
+    pytest.mark.filterwarnings("ignore"),  # warnings of the clients
 ]
 
 HERE = Path(__file__).parent
 PROMPT = "Once upon a time"
-# HF_HUB_OFFLINE would keep its client from the local server, too.
+# HF_HUB_OFFLINE would also block requests to the local server.
 OFFLINE = {"HF_ENDPOINT": "http://127.0.0.1:9", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
@@ -168,7 +168,7 @@ def test_langchain_with_its_defaults(address: str, expected: str) -> None:
     from langchain_openai import OpenAI
 
     llm = OpenAI(base_url=f"{address}/v1", api_key="-", model="demo", max_tokens=12)
-    assert llm.invoke(PROMPT)  # its temperature is 0.7
+    assert llm.invoke(PROMPT)  # the default temperature is 0.7
     greedy = OpenAI(
         base_url=f"{address}/v1", api_key="-", model="demo", max_tokens=12, temperature=0
     )

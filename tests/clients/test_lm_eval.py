@@ -1,4 +1,4 @@
-"""`lm-eval` scores texts through `serve`, by `echo` and `logprobs` of OpenAI's completions."""
+"""`lm-eval` scores texts through `serve` with `echo` and `logprobs` of OpenAI's completions."""
 
 import json
 import math
@@ -21,7 +21,7 @@ TEXTS = (
     "The old woman said: 'I have a good heart, and I will give you what you ask for.'",
     "The wolf café – naïve! <|endoftext|> 1234",
 )
-# JSON is YAML, which task files are written in.
+# Task files are YAML, of which JSON is a subset.
 TASK = {
     "task": "tales",
     "dataset_path": "json",
@@ -34,7 +34,7 @@ TASK = {
 
 
 def losses(engine: Engine, tokenizer: Tokenizer, text: str) -> list[float]:
-    """The negative log-likelihood of every token of a text, after the end-of-text token."""
+    """The negative log-likelihoods of the tokens of a text after the end-of-text token."""
     ids = [engine.config.bos_token_id, *tokenizer.encode(text, allow_special=True)]
     logits = engine.logits(ids[:-1]).astype(np.float64)
     logits -= logits.max(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""`GET /openapi.json` before programs that nobody here wrote."""
+"""`GET /openapi.json` with third-party validators."""
 
 import os
 import re
@@ -19,7 +19,10 @@ CHECKS = (
 )
 LEAST_CASES = 2000
 
-pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]  # the validator's own
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.filterwarnings("ignore"),
+]  # a warning of the validator
 
 
 def test_the_document_is_openapi_3_1() -> None:
@@ -29,7 +32,7 @@ def test_the_document_is_openapi_3_1() -> None:
 
 
 def test_the_routes_conform_to_the_document(tmp_path: Path) -> None:
-    """Schemathesis sends requests that the schemas allow and such that they do not."""
+    """Schemathesis sends valid and invalid requests according to the schemas."""
     for address in serve(tmp_path / "log"):
         done = subprocess.run(
             [Path(sys.executable).with_name("st"), "run", f"{address}/openapi.json",

@@ -1,6 +1,6 @@
-"""A browser in front of the page, against `python -m handler serve`.
+"""The page in a browser, against `python -m handler serve`.
 
-Screenshots go to GPT2_SCREENSHOTS where it names a directory.
+Screenshots are written to the directory in GPT2_SCREENSHOTS, if it is set.
 """
 
 import os
@@ -43,7 +43,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def tab(chromium: Any) -> Iterator[Any]:
-    """A tab in which nothing may go wrong, the policy's violations included."""
+    """A browser tab that must not report errors, including policy violations."""
     context = chromium.new_context()
     context.set_default_timeout(30_000)
     tab = context.new_page()
@@ -161,7 +161,9 @@ def test_the_page_asks_for_the_key_if_it_is_required(tab: Any, guarded: str) -> 
 
 def test_an_error_is_shown_at_its_field(tab: Any, address: str) -> None:
     tab.goto(f"{address}/")
-    tab.locator("#form").evaluate("form => form.noValidate = true")  # to have the server's error
+    tab.locator("#form").evaluate(
+        "form => form.noValidate = true"
+    )  # to get an error from the server
     fill(tab, prompt="x", top_p=2)
     tab.locator("#generate").click()
     wait_for_status(tab, "Failed")

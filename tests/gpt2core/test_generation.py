@@ -1,4 +1,4 @@
-"""Decoding on models whose continuation is known, and on random ones."""
+"""Decoding with models whose continuation is known, and with random models."""
 
 import json
 import time
@@ -75,7 +75,7 @@ def test_stop_strings_end_the_text_before_them_across_tokens(
 
 
 def with_special_tilde(folder: Path, prompt: str, continuation: bytes | list[int]) -> Engine:
-    """A scripted model that ends with a newline and whose tokenizer has `~` as a special token."""
+    """A scripted model that ends with a newline; `~` is a special token."""
     write_scripted_model(folder, script_for(prompt, continuation))
     config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": 10}
     (folder / "config.json").write_text(json.dumps(config))

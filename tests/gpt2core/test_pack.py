@@ -1,4 +1,4 @@
-"""Packed model directories: what is written, and that it answers as what it was made from."""
+"""Packed model directories: their content, and that they give the same tokens."""
 
 import hashlib
 import json
@@ -210,7 +210,7 @@ def test_a_scaled_copy_of_the_embeddings_is_an_untied_head(
     raw = write_model(tmp_path / "a", small_config(), tensors, tokenizer=False)
     pack(raw, tmp_path / "b", precision)
     packed = Engine.open(tmp_path / "b").logits([1, 2, 3])
-    # The same product as without a head, but for the factors: quantized alike.
+    # The same product as with tied embeddings, apart from the factors.
     del tensors["lm_head.weight"]
     plain = write_model(tmp_path / "c", small_config(), tensors, tokenizer=False)
     pack(plain, tmp_path / "d", precision)
@@ -248,7 +248,7 @@ def test_a_model_without_a_tokenizer_is_packed_without_one(tmp_path: Path) -> No
 
 def test_the_engine_uses_the_precision_of_the_packed_file(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "both")
-    pack(folder, folder, "int8")  # beside the raw files
+    pack(folder, folder, "int8")  # next to the raw files
     raw = write_model(tmp_path / "raw")
     exact = Engine.open(raw).logits([1, 2])
     assert (Engine.open(folder, precision="f32").logits([1, 2]) == exact).all()
@@ -354,7 +354,7 @@ def test_the_weights_of_each_output_are_contiguous(packed: Path) -> None:
 
 
 def outdate(folder: Path) -> None:
-    """Make the packed file one of the version before: the same length, another name."""
+    """Change the format version of the packed file to the previous one, of the same length."""
     path = folder / PACKED_FILE
     path.write_bytes(path.read_bytes().replace(b"gpt2-packed-3", b"gpt2-packed-2", 1))
 

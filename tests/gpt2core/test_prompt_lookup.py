@@ -1,4 +1,4 @@
-"""Prompt lookup: several tokens in a pass, and the same tokens as one by one."""
+"""Prompt lookup: several tokens per pass, the same as in separate passes."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def test_wrong_guesses_double_the_pause_and_right_ones_reset_it() -> None:
         ([(1, 1.0)] * 3, True),
         ([(1, 1.0)] * 3 + [(4, 1.3)], True),
         ([(1, 1.0)] * 3 + [(4, 1.5)], False),
-        ([(1, 1.0)] * 3 + [(4, 9.0), (4, 1.2)], True),  # one slow pass is no verdict
+        ([(1, 1.0)] * 3 + [(4, 9.0), (4, 1.2)], True),  # one slow pass does not count
         ([(1, 1.0)] * 3 + [(4, 1.5)] + [(1, 1.2)] * 9, True),  # single passes became slower
     ],
 )
@@ -89,7 +89,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def decoded(engine: Engine, prompts: list[Prompt], lookup: bool) -> tuple[list[Generation], int]:
-    """Results in the order of the prompts, and how many passes they took."""
+    """Results in the order of the prompts, and the number of passes."""
     scheduler = Scheduler(engine._weights, engine.config, engine.tokenizer, prompt_lookup=lookup)
     if lookup:
         scheduler._guess_cost = _AlwaysLow()

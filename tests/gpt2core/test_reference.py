@@ -1,4 +1,4 @@
-"""Live against `transformers`; the same models through stored outputs are in `test_model.py`."""
+"""Compares with `transformers`; `test_model.py` uses stored outputs of the same models."""
 
 import json
 import shutil
@@ -17,14 +17,14 @@ from tests.support.reference_cases import CASES, Case, prompt_ids, without_end
 
 pytestmark = [
     pytest.mark.reference,
-    pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own
+    pytest.mark.filterwarnings("ignore"),  # warnings of torch and transformers
 ]
 
 PROMPT = "Once upon a time there was a king who had"
 
 
 def compare(folder: Path, ids: list[int], prompt: list[int]) -> int:
-    """Logits of `ids` and greedy ids after `prompt`; how many greedy ids were compared."""
+    """Compare the logits of `ids` and the greedy ids after `prompt`; returns the number of ids."""
     from tests.support import reference
 
     engine, model = Engine.open(folder), reference.open_reference(folder)

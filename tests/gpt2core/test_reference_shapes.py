@@ -1,4 +1,4 @@
-"""Fine-tunes in the shapes in which they are published, against `transformers`."""
+"""Fine-tunes in published layouts, compared with `transformers`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tests.support import reference
 
 pytestmark = [
     pytest.mark.reference,
-    pytest.mark.filterwarnings("ignore"),  # torch's and transformers' own
+    pytest.mark.filterwarnings("ignore"),  # warnings of torch and transformers
 ]
 
 TEXTS = (
@@ -27,7 +27,7 @@ TEXTS = (
 def shapes() -> list[Any]:
     try:
         from tests.support.published_shapes import SHAPES
-    except ImportError:  # without transformers nothing here runs
+    except ImportError:  # the module needs transformers
         return []
     return [pytest.param(shape, id=shape.name) for shape in SHAPES]
 

@@ -1,5 +1,5 @@
-"""How tokens are chosen. Literal vectors are those of `transformers` 5.23's processors; the same
-functions run beside them in `test_reference.py`."""
+"""Sampling. Literal vectors are outputs of the logits processors of `transformers` 5.23, with which
+`test_reference.py` compares the same functions."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
-"""Sequences that are decoded together give what each gives alone, within bounds of memory and time.
+"""Batched sequences give the same tokens as alone, within limits of memory and time.
 
-"Alone" is `Engine.generate`, whose ids other tests hold against the logits and the reference.
+"Alone" is `Engine.generate`, which other tests compare with logits and the reference.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def scheduler_of(engine: Engine, **bounds: int) -> Scheduler:
 
 
 def run(scheduler: Scheduler, prompts: list[Prompt] | None = None) -> list[Event]:
-    """All events until nothing is left."""
+    """All events until the scheduler is empty."""
     for prompt in prompts or []:
         scheduler.add(prompt)
     events = []
@@ -52,7 +52,7 @@ def together(engine: Engine, prompts: list[Prompt], **bounds: int) -> dict[Any, 
 
 
 def plain(generation: Generation) -> tuple[Any, ...]:
-    """All of a result but how long it took."""
+    """A result without its times."""
     return generation[:4]
 
 
@@ -273,7 +273,7 @@ def test_all_prompts_are_validated_before_decoding_starts(engine: Engine) -> Non
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Sequences come, go on, are cancelled and run out of time in any order, within any bounds."""
+    """Sequences are added, decoded, cancelled and time out in any order, with any limits."""
 
     engine: Engine
 
@@ -337,7 +337,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.patch.undo()
 
     def check(self, prompt: Prompt, done: Generation) -> None:
-        """A sequence's ids and text are those it has alone, or the beginning of them."""
+        """The ids and text of a sequence are those it has alone, or a prefix."""
         alone = self.engine.generate(list(prompt.ids), prompt.max_new_tokens, prompt.stop)
         if done.finish_reason not in ("deadline", "cancelled"):
             whole = "stop" if done.finish_reason == "stop" else alone.finish_reason

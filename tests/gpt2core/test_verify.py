@@ -1,4 +1,4 @@
-"""`python -m gpt2core verify`: published outputs against the right weights, and wrong ones."""
+"""`python -m gpt2core verify` with correct and wrong weights."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def digest(text: str) -> str:
 
 
 def logprobs(engine: Engine, ids: list[int]) -> list[float]:
-    """By the definition, in float64: of each token after the first."""
+    """Log probabilities of the tokens after the first, in float64."""
     scores = np.exp(engine.logits(ids[:-1]).astype(np.float64))
     return [float(np.log(row[i] / row.sum())) for row, i in zip(scores, ids[1:], strict=True)]
 
@@ -80,7 +80,7 @@ def test_wrong_weights_differ_at_a_reported_token(tiny: Path) -> None:
     file = tiny / "model.safetensors"
     data = bytearray(file.read_bytes())
     begin = 8 + int.from_bytes(data[:8], "little")
-    weights = np.frombuffer(data, "<f4", offset=begin)  # a view: what is written stays in `data`
+    weights = np.frombuffer(data, "<f4", offset=begin)  # a view of `data`
     weights[:] = weights[::-1].copy()
     file.write_bytes(data)
     result = run(tiny)
@@ -142,7 +142,7 @@ def test_whether_a_continuation_is_greedy_is_compared(model_dir: Path) -> None:
 
 
 def test_a_tie_agrees(model_dir: Path) -> None:
-    """As where float16 made the published output: its record has a wider `tie`."""
+    """The record of an output that was published from float16 has a larger `tie`."""
     last = Engine.open(model_dir).logits(IDS)[-1]
     best, second = (int(i) for i in last.argsort()[::-1][:2])
     margin = float(last[best] - last[second])

@@ -1,4 +1,4 @@
-"""`Function.invoke` from event to reply, on real models; the events are those users invoke."""
+"""`Function.invoke` from event to reply, with real models and the event files."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ BAD = {
     "bad-prompt-too-long": (422, "PromptTooLong", "prompt"),
     "bad-direct-type": (400, "BadRequest", "max_new_tokens"),
     "bad-direct-surrogate": (400, "InvalidPrompt", "prompt"),
-    "direct-populate": (400, "BadRequest", "GPT2_MODEL_URI"),  # the demo comes from nowhere
+    "direct-populate": (400, "BadRequest", "GPT2_MODEL_URI"),  # the demo has no URI to download
 }
 
 
@@ -247,7 +247,7 @@ def test_the_first_reply_is_a_cold_start_with_its_phases_and_the_second_is_not(
     assert timings["process"] == 500
     assert timings["import"] >= 250
     assert all(timings[phase] > 0 for phase in ("map", "tokenizer", "prefill", "decode"))
-    # prefill and decode are measured in gpt2core, by the real clock
+    # prefill and decode are measured in gpt2core, with the real clock
     parts = sum(timings[p] for p in ("process", "import", "source", "map", "tokenizer"))
     assert 750 < parts <= timings["total"]
     warm = second["timings_ms"]
@@ -311,7 +311,7 @@ def test_requests_over_the_limits_are_rejected_instead_of_clamped(model_dir: Pat
     assert "the limit is 4" in function.invoke({"inputs": "abcde"})["error"]
     larger = Function(Settings(model_dir=str(model_dir), max_new_tokens=5000))
     error = larger.invoke({"prompt": "abcd", "max_new_tokens": 65})["error"]
-    assert "the limit of 64" in error["message"]  # the context stays one
+    assert "the limit of 64" in error["message"]  # the context is still a limit
     assert "the limit is 4" in function.invoke({"prompt": "a" * 100})["error"]["message"]
 
 
@@ -435,7 +435,7 @@ def test_the_size_limit_counts_utf8_if_the_runtime_posts_utf8(
 
 
 def decoding(model_dir: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
-    """A function whose every pass takes a second, and nothing else any time; and its clock."""
+    """A function and a clock: only passes take time, a second each."""
     one_by_one = Settings(model_dir=str(model_dir), prompt_lookup=False, **settings)
     function = Function(one_by_one)
     function.model.open(Timings())
@@ -521,7 +521,7 @@ def started(initialization_type: str, **environ: str) -> Function:
 
 @pytest.fixture(params=["missing", "broken"])
 def no_model(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder without a model, or with one that does not open."""
+    """A folder without a model, or with an invalid one."""
     if request.param == "broken":
         (write_model(tmp_path / "model") / "model.safetensors").write_bytes(b"broken")
     return str(tmp_path / "model")
@@ -576,7 +576,7 @@ def test_an_empty_prompt_is_a_400_without_a_beginning_of_text_token(
     assert (reply["statusCode"], payload(reply)["error"]["param"]) == (400, "prompt[1]")
 
 
-# With halves of surrogate pairs, which JSON's escapes can carry.
+# With lone surrogates, which JSON can escape.
 TEXT = st.text(st.characters(exclude_categories=[]), max_size=8)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
@@ -625,7 +625,7 @@ HTTP_KEYS = [
 
 @st.composite
 def http_events(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    """A real event with a body and some of its parts replaced by anything."""
+    """An event file with any body, and some parts replaced by any value."""
     name = draw(st.sampled_from(HTTP_NAMES))
     event = load_event(name)
     event["body"] = draw(BODIES)
@@ -705,7 +705,7 @@ def test_the_demo_model_is_part_of_the_project() -> None:
 
 
 class PanicException(BaseException):
-    """What a panic of a Rust package looks like: no `Exception`, and known by its name alone."""
+    """Like the panic of a Rust package: not an `Exception`, and identified by its name."""
 
 
 def test_a_panic_while_a_prompt_is_encoded_is_an_error_reply(tmp_path: Path) -> None:

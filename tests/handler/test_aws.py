@@ -1,4 +1,4 @@
-"""What S3's answers mean, in the words of whoever has to mend them."""
+"""The causes of S3's errors, for operators."""
 
 from typing import Any
 

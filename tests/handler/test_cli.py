@@ -1,4 +1,4 @@
-"""The command lines as users run them: exit codes, streams, no tracebacks."""
+"""The command lines: exit codes, streams, no tracebacks."""
 
 import json
 import subprocess
@@ -183,11 +183,11 @@ def test_a_closed_pipe_prints_no_traceback(model_dir: Path) -> None:
 
 
 def test_no_allow_special_treats_special_tokens_as_text(model_dir: Path) -> None:
-    prompt = "a" * 60 + "<|endoftext|>"  # 61 tokens of 64, or 73
+    prompt = "a" * 60 + "<|endoftext|>"  # 61 of 64 tokens, or 73
     assert run("gpt2core", "generate", prompt, "--model", str(model_dir)).returncode == 0
-    refused = run("gpt2core", "generate", prompt, "--no-allow-special", "--model", str(model_dir))
-    assert refused.returncode == 1
-    assert "73 tokens" in refused.stderr
+    rejected = run("gpt2core", "generate", prompt, "--no-allow-special", "--model", str(model_dir))
+    assert rejected.returncode == 1
+    assert "73 tokens" in rejected.stderr
 
 
 def test_info_prints_the_kernels_and_the_contents_of_a_directory(
@@ -224,6 +224,6 @@ def test_verify_is_coloured_on_a_terminal_unless_no_color_is_set(shared_data: Pa
     code, shown = run_on_terminal(*args)
     assert code == 0
     assert "\x1b[32magrees" in shown
-    assert " results" in shown  # the bar's unit
+    assert " results" in shown  # the unit of the progress bar
     assert "\x1b[3" not in run_on_terminal(*args, NO_COLOR="1")[1]
     assert "\x1b" not in run(*args).stdout

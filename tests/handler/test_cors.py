@@ -1,4 +1,4 @@
-"""GPT2_CORS_ORIGINS: pages of other origins, off unless the setting names them."""
+"""GPT2_CORS_ORIGINS: requests from pages of other origins."""
 
 from typing import Any
 

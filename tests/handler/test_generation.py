@@ -1,4 +1,4 @@
-"""Requests that share passes over the weights: one thread decodes for all who wait."""
+"""Concurrent requests share passes over the weights in one decoding thread."""
 
 import http.client
 import json
@@ -26,7 +26,7 @@ from handler.settings import Settings
 from tests.support.clock import Clock
 from tests.support.until import until
 
-TIMEOUT = 60  # for what must happen; nothing waits for it to pass
+TIMEOUT = 60  # an upper limit; no test waits for it to expire
 
 
 def request(prompt: str, max_new_tokens: int = 5) -> Request:
@@ -34,7 +34,7 @@ def request(prompt: str, max_new_tokens: int = 5) -> Request:
 
 
 class Gate:
-    """Holds every pass over the weights until it is let through."""
+    """Blocks every pass over the weights until it is permitted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sequences: list[int] = []
@@ -57,15 +57,15 @@ class Gate:
         monkeypatch.setattr(scheduler, "hidden_states", gated)
 
     def wait(self) -> None:
-        """Until one more pass has begun."""
+        """Wait until one more pass has started."""
         assert self._begun.acquire(timeout=TIMEOUT)
 
     def let(self, passes: int) -> None:
-        """Let so many passes through."""
+        """Permit this many passes."""
         self._allowed.release(passes)
 
     def open(self) -> None:
-        """Hold none any more."""
+        """Permit all passes."""
         self.let(10_000)
 
 
@@ -77,7 +77,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 
 def decode(thread: DecodingThread, ids: list[int], **options: Any) -> Any:
-    """The end of one sequence."""
+    """Decode one prompt; returns its end."""
     return list(thread.decode([Prompt(0, ids, 9)], **options))[-1][2]
 
 
@@ -87,7 +87,7 @@ def test_prompts_of_several_threads_share_passes_and_each_gets_its_own_ids(
     thread = DecodingThread(engine)
     with ThreadPoolExecutor(8) as callers:
         first = callers.submit(decode, thread, [0])
-        gate.wait()  # the others come while this pass runs
+        gate.wait()  # the others arrive during this pass
         others = [thread.decode([Prompt(0, [i], 9)]) for i in range(1, 8)]
         started = [callers.submit(next, events) for events in others]
         until(lambda: thread._submitted.qsize() == 7)
@@ -138,7 +138,7 @@ def test_a_failed_pass_fails_all_active_requests_but_not_the_next(
 def url(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., http.client.HTTPConnection]]:
-    """Asks a local server of this process, which takes two requests at once."""
+    """The URL of a local server in this process with at most two active requests."""
     function = Function(Settings(model_dir=str(model_dir), max_waiting=2))
     function.is_concurrent = True
     monkeypatch.setattr(app, "function", function)
@@ -161,9 +161,9 @@ def test_a_request_over_the_limit_is_a_429_with_retry_after(url: Any, gate: Gate
     gate.wait()
     waiting.append(url("b"))
     until(lambda: app.function.active_requests == 2)
-    refused = url("c").getresponse()
-    assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
-    error = json.loads(refused.read())["error"]
+    rejected = url("c").getresponse()
+    assert (rejected.status, rejected.headers["Retry-After"]) == (429, "1")
+    error = json.loads(rejected.read())["error"]
     assert error["type"] == "TooManyRequests"
     assert "2" in error["message"]
     gate.open()

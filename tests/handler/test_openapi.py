@@ -1,4 +1,4 @@
-"""`GET /openapi.json`: the document, and that it says what the function does."""
+"""`GET /openapi.json`: the document matches the function."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""`GET /`: the page, by itself and as each source sends it."""
+"""`GET /`: the page, and how each source sends it."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""`python -m handler serve`: a real process, real sockets, real clients."""
+"""`python -m handler serve` with real sockets and clients."""
 
 import gzip
 import http.client
@@ -28,7 +28,7 @@ from tests.support.until import until
 
 
 def start(model_dir: Path, log: Path) -> tuple["subprocess.Popen[bytes]", int]:
-    with log.open("w") as file:  # a pipe that nobody reads would be full after some requests
+    with log.open("w") as file:  # a pipe would be full after some requests
         process = subprocess.Popen(
             [sys.executable, "-m", "handler", "serve", "--port", "0", "--model", str(model_dir)],
             stderr=file,
@@ -67,7 +67,7 @@ def port(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def stop(process: "subprocess.Popen[bytes]", log: Path, number: int) -> str:
-    """End the server; returns what it has said."""
+    """Stop the server; returns its log."""
     process.send_signal(number)
     assert process.wait(30) == 0
     return log.read_text()
@@ -161,7 +161,7 @@ CHUNKS = b'9;ext="a"\r\n{"prompt"\r\n1\r\n:\r\n5\r\n"abc"\r\n001\r\n}\r\n0\r\nTr
 
 
 def exchange(port: int, data: bytes, half_close: bool = False) -> list[tuple[int, Any]]:
-    """Send bytes; returns every answer's status and JSON until the server closes."""
+    """Send bytes; returns status and JSON of each response until the connection closes."""
     answers = []
     with socket.create_connection(("127.0.0.1", port), timeout=60) as raw:
         raw.sendall(data)
@@ -368,7 +368,7 @@ def test_ctrl_c_finishes_active_requests_and_exits_with_0(tmp_path: Path) -> Non
     head = f"POST /generate HTTP/1.0\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=60) as raw:
         raw.sendall(head.encode() + body)
-        # A second answer shows that the server has taken up the first request.
+        # A second response shows that the server has started the first request.
         assert ask(port, "POST", "/generate", {"prompt": "abc", "max_new_tokens": 1})[0] == 200
         os.kill(process.pid, signal.SIGINT)
         answer = b"".join(iter(lambda: raw.recv(65536), b""))

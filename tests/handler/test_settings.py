@@ -125,7 +125,9 @@ def test_an_invalid_value_is_an_error_that_names_what_is_accepted(name: str, val
     ("value", "found"),
     [("5000000000", 5_000_000_000), ("1", 1), ("007", 7), (f"{2**63 - 1}", 2**63 - 1)],
 )
-def test_large_numbers_and_leading_zeros_are_accepted(name: str, field: str, value: str, found: int) -> None:
+def test_large_numbers_and_leading_zeros_are_accepted(
+    name: str, field: str, value: str, found: int
+) -> None:
     assert getattr(Settings.from_environ({name: value}), field) == found
 
 

@@ -1,4 +1,4 @@
-"""Two minutes of `serve` with good, bad, slow and vanishing clients at once."""
+"""Two minutes of `serve` with concurrent valid, invalid, slow and disconnecting clients."""
 
 import http.client
 import json
@@ -40,7 +40,7 @@ BAD = (
 
 
 class Clients:
-    """What the clients share: the port, the texts to expect, and how often each kind came."""
+    """Shared by the clients: the port, the expected texts, and the count of each kind."""
 
     def __init__(self, port: int, expected: dict[tuple[str, int], str]) -> None:
         self.port = port
@@ -52,7 +52,7 @@ class Clients:
         )  # fmt: skip
 
     def run(self, number: int) -> None:
-        """One client after the other, of kinds chosen by chance."""
+        """Run clients of random kinds in sequence."""
         chance = random.Random(number)
         while not self.over.is_set():
             kind = chance.choice(self.kinds)
@@ -68,7 +68,7 @@ class Clients:
         return found
 
     def request(self, chance: random.Random, **fields: Any) -> tuple[str, bytes, str]:
-        """A request in one of the dialects: path, body and the text that it gets alone."""
+        """A request in a random dialect: path, body and expected text."""
         prompt, length = chance.choice(PROMPTS), chance.choice(LENGTHS)
         dialects = {
             "/generate": {"prompt": prompt, "max_new_tokens": length},
@@ -96,7 +96,7 @@ class Clients:
         assert self.ask(method, path, body)[0] == status
 
     def slow(self, chance: random.Random) -> None:
-        """Sends its request in pieces, and reads the stream in small ones."""
+        """Send the request and read the stream in small pieces."""
         path, body, expected = self.request(chance, stream=True)
         with self.connect() as connection:
             for piece in (head(path, body)[:20], head(path, body)[20:], body[:9], body[9:]):
@@ -107,12 +107,12 @@ class Clients:
                 found += piece
                 self.over.wait(0.001)
         assert found.startswith(b"HTTP/1.1 200 ")
-        # Without the lines of the chunks' sizes.
+        # Without the lines with chunk sizes.
         events = [line for line in found.decode().split("\n") if line.startswith("data: ")]
         assert streamed_text("\n\n".join([*events, ""])) == expected
 
     def vanishing(self, chance: random.Random) -> None:
-        """Goes away within its request, while it waits, or within its stream."""
+        """Disconnect during the request, while waiting, or during the stream."""
         path, body, _ = self.request(chance, stream=chance.random() < 0.5)
         with self.connect() as connection:
             if chance.random() < 0.3:
@@ -140,7 +140,7 @@ def head(path: str, body: bytes) -> bytes:
 
 
 def text_of(reply: Any) -> str:
-    """The text of a whole reply in any dialect."""
+    """The text of a reply in any dialect."""
     if isinstance(reply, list):
         (reply,) = reply
     text: str = reply["choices"][0]["text"] if "choices" in reply else reply["generated_text"]
@@ -168,7 +168,7 @@ def resident_kb(process: int) -> int:
 
 
 def test_two_minutes_of_mixed_clients_cause_no_error_and_no_memory_growth(tmp_path: Path) -> None:
-    needs_native()  # NumPy's sums depend on what is decoded together
+    needs_native()  # NumPy's sums depend on the batch
     engine = Engine.open(DEMO)
     expected = {(p, n): engine.generate(p, n).text for p in PROMPTS for n in LENGTHS}
     memory: list[int] = []

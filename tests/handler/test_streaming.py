@@ -1,4 +1,4 @@
-"""Replies as event streams: whole, through the local server, and framed for Lambda."""
+"""Event streams: buffered, through the local server, and framed for Lambda."""
 
 import http.client
 import json
@@ -40,7 +40,7 @@ def function() -> Function:
 
 
 def data(text: str) -> list[Any]:
-    """The data of a stream's events."""
+    """The data of the events of a stream."""
     *events, rest = text.split("\n\n")
     assert rest == ""
     return [json.loads(event.removeprefix("data: ")) for event in events]
@@ -73,7 +73,7 @@ def test_characters_are_never_split(function: Function) -> None:
              "logit_bias": {str(lead): 100, str(tail): 100}}  # fmt: skip
     *tokens, last = streamed(function, **asked)
     assert "".join(token["token"]["text"] for token in tokens) == last["generated_text"]
-    assert {"é", "\ufffd"} <= set(last["generated_text"])  # and bytes that are no character
+    assert {"é", "\ufffd"} <= set(last["generated_text"])  # and bytes that are not a character
     assert any(not token["token"]["text"] for token in tokens)
 
 
@@ -129,7 +129,7 @@ def test_an_error_in_a_buffered_stream_is_a_reply_with_its_status(
 
 
 def breaks_at(monkeypatch: pytest.MonkeyPatch, number: int, error: Exception | None = None) -> None:
-    """The pass `number` of those that follow breaks."""
+    """Make the pass `number` from now on fail."""
     step, count = Scheduler.step, iter(range(1, 1000))
 
     def broken(self: Scheduler) -> Any:
@@ -141,7 +141,7 @@ def breaks_at(monkeypatch: pytest.MonkeyPatch, number: int, error: Exception | N
 
 
 class Gate:
-    """Lets a scheduler's passes begin one by one."""
+    """Permits the passes of a scheduler one by one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._open: queue.Queue[None] = queue.Queue()
@@ -187,7 +187,7 @@ def open_stream(
 
 
 def event_of(response: http.client.HTTPResponse) -> Any:
-    """The next event, from its first line to the empty one."""
+    """The next event, up to its empty line."""
     line = response.readline().decode().removeprefix("data: ")
     assert response.readline() == b"\n"
     return json.loads(line) if line != "[DONE]\n" else "[DONE]"
@@ -219,7 +219,7 @@ def test_each_event_is_sent_before_the_next_token_is_computed(
         assert "prefill;dur=0," not in timing
         assert "decode;dur=0," in timing
         event_of(response)
-        for _ in range(7):  # each pass is let only when the token before it has been read
+        for _ in range(7):  # each pass is permitted after the previous token has been read
             gate.let(1)
             event_of(response)
         for _ in range(events - 8):
@@ -286,13 +286,13 @@ def lambda_api() -> Iterator[RuntimeApiServer]:
 
 
 def parts(body: bytes) -> tuple[dict[str, Any], str]:
-    """Prelude and body of a framed reply."""
+    """The prelude and body of a framed reply."""
     prelude, _, rest = body.partition(bytes(8))
     return json.loads(prelude), rest.decode()
 
 
 @pytest.mark.parametrize(
-    ("doors", "source", "framed"),
+    ("endpoints", "source", "framed"),
     [
         ("url", "url", True),
         ("rest", "rest", True),
@@ -305,11 +305,11 @@ def parts(body: bytes) -> tuple[dict[str, Any], str]:
     ],
 )
 def test_only_the_configured_sources_stream(
-    function: Function, doors: str, source: str, framed: bool
+    function: Function, endpoints: str, source: str, framed: bool
 ) -> None:
     context: Any = Context()
     context.accepts_streams = True
-    settings = Settings.from_environ({"GPT2_STREAM": doors, "GPT2_MODEL_DIR": str(DEMO)})
+    settings = Settings.from_environ({"GPT2_STREAM": endpoints, "GPT2_MODEL_DIR": str(DEMO)})
     reply = Function(settings).invoke(http_event(source=source, stream=True, **NATIVE), context)
     assert isinstance(reply, Streamed) == framed
     assert function.invoke(http_event(source=source, **NATIVE))["statusCode"] == 200
@@ -405,8 +405,8 @@ def test_an_error_during_a_framed_stream_is_sent_in_the_trailers(
     assert len(tokens) == 2
     assert error["error"]["type"] == "CheckpointError"
     assert sent.trailers["Lambda-Runtime-Function-Error-Type"] == "CheckpointError"
-    told = json.loads(b64decode(sent.trailers["Lambda-Runtime-Function-Error-Body"]))
-    assert told["errorType"] == "CheckpointError"
+    error = json.loads(b64decode(sent.trailers["Lambda-Runtime-Function-Error-Body"]))
+    assert error["errorType"] == "CheckpointError"
 
 
 def test_unexpected_errors_are_reported_without_their_message(
@@ -429,14 +429,14 @@ def test_an_error_in_a_framed_stream_is_an_event_and_then_raised(
     chunks = framed(framing, NATIVE)
     _, token, error = (chunk.decode() for chunk in take(chunks, 3))
     assert (data(token)[0].keys(), data(error)[0].keys()) == ({"token"}, {"error"})
-    with pytest.raises(CheckpointError):  # which becomes the trailer
+    with pytest.raises(CheckpointError):  # sent as the trailer
         next(chunks)
     assert framing.active_requests == 0
 
 
 @pytest.mark.parametrize("fields", [{"prompt": "x"}, {"inputs": "x"}])
 def test_batch_requests_are_not_streamed(fields: dict[str, Any]) -> None:
-    refused = parse_item({**fields, "stream": True}).work
-    assert isinstance(refused, BadRequest)
-    assert refused.param == "stream"
+    rejected = parse_item({**fields, "stream": True}).work
+    assert isinstance(rejected, BadRequest)
+    assert rejected.param == "stream"
     assert isinstance(parse_item({**fields, "stream": False}).work, Request)

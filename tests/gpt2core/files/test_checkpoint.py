@@ -22,7 +22,7 @@ def logits_of(folder: Path) -> np.ndarray:
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 numbers, rounded toward zero."""
+    """The upper halves of float32 numbers (rounded toward zero)."""
     return (array.view(np.uint32) >> 16).astype(np.uint16)
 
 
@@ -42,7 +42,7 @@ def test_tensors_are_read_only_views_of_the_mapping(model_dir: Path) -> None:
 
 
 def test_opening_reads_no_tensor(tmp_path: Path) -> None:
-    size = 1 << 30  # a gigabyte that is not there: a sparse file
+    size = 1 << 30  # a sparse file of a gigabyte
     raw = json.dumps(
         {"a": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
     ).encode()
@@ -192,9 +192,9 @@ def test_only_weights_that_need_conversion_are_prepared_in_a_thread(
     started: list[Any] = []
     monkeypatch.setattr(weights, "start_new_thread", lambda job, _: started.append(job))
     engine = Engine.open(folder, kernels="numpy")
-    assert not started  # opening reads nothing
+    assert not started  # opening does not read weights
     engine.read_ahead()
-    engine.generate_ids(PROMPT, 1)  # which would begin it too
+    engine.generate_ids(PROMPT, 1)  # would also start it
     assert len(started) == threads
     for job in started:
         job()

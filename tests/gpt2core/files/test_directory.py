@@ -1,4 +1,4 @@
-"""A packed file beside the files that it was made from, and generation settings."""
+"""Packed files next to their source files, and generation settings."""
 
 import json
 import os
@@ -32,7 +32,7 @@ IDS = [1, 2, 3]
 
 
 def opened_file(folder: Path) -> str:
-    """The name of the file whose weights are used."""
+    """The name of the weights file that was opened."""
     return Path(Engine.open(folder)._weights._tensors["wpe.weight"].file).name
 
 

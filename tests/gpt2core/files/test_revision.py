@@ -1,4 +1,4 @@
-"""What names the files of a model directory."""
+"""The revision of a model directory."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Files that lie. Each is refused with a `CheckpointError` that says which file and what."""
+"""Invalid files: each is a `CheckpointError` that names the file and the problem."""
 
 import json
 import os
@@ -147,7 +147,7 @@ def test_headers_without_metadata_or_with_extra_keys_are_read_like_the_library(
 ) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors_bytes(header))
-    check_read_as_the_library_does_or_refused(path)
+    check_read_like_the_library_or_rejected(path)
     assert open_safetensors(path)["a"].data.shape == (2, 3)
 
 
@@ -305,8 +305,8 @@ def test_nan_weights_are_reported_when_they_are_used(tmp_path: Path) -> None:
         engine.generate("a")
 
 
-def check_read_as_the_library_does_or_refused(path: Path) -> None:
-    """What we accept, `safetensors` reads the same way; whatever else is a CheckpointError."""
+def check_read_like_the_library_or_rejected(path: Path) -> None:
+    """Accepted files are read like by `safetensors`; all others are a CheckpointError."""
     try:
         tensors = open_safetensors(path)
     except CheckpointError:
@@ -347,7 +347,7 @@ def test_a_mutated_file_is_read_like_the_library_or_rejected(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.safetensors"
     path.write_bytes(mutate(SEED_FILE, mutations))
-    check_read_as_the_library_does_or_refused(path)
+    check_read_like_the_library_or_rejected(path)
 
 
 @pytest.mark.slow
@@ -358,4 +358,4 @@ def test_many_mutated_files_are_read_like_the_library_or_rejected(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "mutated.safetensors"
     path.write_bytes(mutate(SEED_FILE, mutations))
-    check_read_as_the_library_does_or_refused(path)
+    check_read_like_the_library_or_rejected(path)

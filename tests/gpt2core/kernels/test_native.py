@@ -1,4 +1,4 @@
-"""The compiled kernels against NumPy, and against themselves: the same bits."""
+"""The compiled kernels against NumPy, and bit for bit against themselves."""
 
 import io
 import os
@@ -25,7 +25,7 @@ from tests.support.kernels import needs_native
 from tests.support.models import uniform
 
 KINDS = ("F32", "F16", "BF16", "I8")
-# n_in, n_out: one, odd, multiples of 16, more than a chunk of k, more than a panel of outputs
+# n_in, n_out: one, odd, multiples of 16, over a chunk of k, over a panel of outputs
 SHAPES = [
     (1, 1),
     (24, 3),
@@ -51,14 +51,14 @@ def _native() -> Iterator[None]:
 
 
 def misaligned(array: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers at an odd address, as published files have them."""
+    """A copy at an odd address, as in published files."""
     raw = np.empty(array.nbytes + 1, np.uint8)
     raw[1:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return raw[1:].view(array.dtype).reshape(array.shape)
 
 
 def matrix(kind: str, n_in: int, n_out: int, *, columns: bool, seed: int = 1) -> Matrix:
-    """Of random weights; `columns`: it lies as [n_in, n_out], else as [n_out, n_in]."""
+    """A random matrix with layout [n_in, n_out] if `columns`, else [n_out, n_in]."""
     weights = uniform(seed, (n_out, n_in))
     scale = None
     data: NDArray[Any] = weights
@@ -142,7 +142,7 @@ def test_layer_norm_agrees_with_numpy(n_embd: int) -> None:
 def attend(
     qkv: NDArray[np.float32], n_head: int, cuts: list[int], past: int = 0
 ) -> NDArray[np.float32]:
-    """Heads of one sequence whose rows go in pieces, through one layer."""
+    """The attention of one sequence and layer, with its rows split into pieces."""
     from gpt2core.kernels import _kernels
 
     n_seq, width = len(qkv), qkv.shape[1] // 3
@@ -283,7 +283,7 @@ def test_buffers_of_the_wrong_size_or_kind_are_rejected() -> None:
 
 
 def in_a_process(code: str) -> str:
-    """What a fresh interpreter prints; threads and forks of the tests' own process stay out."""
+    """The output of code in a new process, without the threads of the test process."""
     setup = (
         "import os, sys, time\nimport numpy as np\n"
         "from gpt2core.kernels import _kernels, native\n"
@@ -301,7 +301,7 @@ def in_a_process(code: str) -> str:
         text=True,
         check=True,
         cwd=ROOT,
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # what sanitizers preload stays
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # keeps preloaded sanitizers
     )
     return done.stdout.strip()
 

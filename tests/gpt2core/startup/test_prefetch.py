@@ -16,7 +16,7 @@ from tests.support.models import random_tensors, small_config, write_model
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Offset and bytes of every read without flags; probes of the page cache have one."""
+    """Offsets and sizes of reads without flags; probes of the page cache have a flag."""
     seen: list[tuple[int, int]] = []
     preadv = os.preadv
 
@@ -40,7 +40,7 @@ def finish(started: list[threading.Thread]) -> None:
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
-    """The threads that were started, so that a test can wait for them."""
+    """The started threads, so that tests can wait for them."""
     started: list[threading.Thread] = []
 
     def start(target: object, args: tuple[object, ...]) -> None:
@@ -55,7 +55,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
 def test_a_file_in_the_page_cache_is_not_read(
     model_dir: Path, threads: list[threading.Thread], reads: list[tuple[int, int]]
 ) -> None:
-    Engine.open(model_dir).logits([1])  # as warm as it gets
+    Engine.open(model_dir).logits([1])  # reads it into the page cache
     (model_dir / "model.safetensors").read_bytes()
     prefetch.begin(str(model_dir))
     if threads:

@@ -1,4 +1,4 @@
-"""`slim_numpy` in fresh processes, with NumPy as installed and with the oldest one allowed."""
+"""`slim_numpy` in new processes, with the installed and the oldest supported NumPy."""
 
 import tomllib
 from collections.abc import Callable
@@ -13,8 +13,8 @@ OLDEST = ROOT / ".venv-oldest"
 SLIM = "from gpt2core.startup import slim_numpy\nslim_numpy.load()\nimport numpy as np\n"
 Run = Callable[[str], set[str]]
 
-# A finder that calls `then` in the thread that is about to run the code of the module `at`, and
-# one that tells of every search for a module.
+# A finder that calls `then` in the thread that is about to execute the module `at`, and
+# one that reports every search for a module.
 HOOKS = """
 import threading
 from importlib.machinery import PathFinder, SourceFileLoader
@@ -46,7 +46,7 @@ class Searches:
 
 @pytest.fixture(params=["installed", "oldest"])
 def run(request: pytest.FixtureRequest) -> Run:
-    """Runs code in a process with that NumPy; returns the names of the modules it has then."""
+    """Runs code in a process with that NumPy; returns the names of the imported modules."""
     if request.param == "installed":
         return modules_after
     if not (OLDEST / "numpy").is_dir():
@@ -82,7 +82,7 @@ def test_slim_numpy_loads_the_rest_on_access(run: Run) -> None:
     assert "numpy._typing._array_like" in loaded
 
 
-# Every public name of the module, and of the types in it: its docstring and its signature.
+# The docstring and signature of each public name in the module and its types.
 DESCRIBED = """
 import inspect, numpy as np
 def described(thing, path, deep):
@@ -245,7 +245,7 @@ def test_a_concurrent_import_of_numpy_waits_for_its_core(run: Run) -> None:
 def test_two_threads_that_load_the_rest_do_not_deadlock(
     run: Run, first: str, second: str, sought: str
 ) -> None:
-    """The second begins its import while the first is about to run the code of `numpy.lib`."""
+    """The second starts its import when the first is about to execute `numpy.lib`."""
     run(
         SLIM + HOOKS + "failed = []\n"
         "def ask(code):\n"

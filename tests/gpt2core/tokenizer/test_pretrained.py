@@ -1,4 +1,4 @@
-"""What the files beside a vocabulary change. Expected ids are those of `transformers` 5.24."""
+"""Files next to a vocabulary. Expected ids are those of `transformers` 5.24."""
 
 import json
 import random
@@ -29,14 +29,14 @@ def write(folder: Path, files: Files) -> Path:
 
 
 def vocabulary(**more: Any) -> Files:
-    """256 bytes and the end-of-text mark in two files; more JSON files by their stems."""
+    """vocab.json with bytes and the end-of-text token, merges.txt, the JSON files in `beside`."""
     vocab = {**byte_alphabet(), END_OF_TEXT: 256}
     files: Files = {"vocab.json": vocab, "merges.txt": "#version: 0.2\n"}
     return files | {f"{stem}.json": content for stem, content in more.items()}
 
 
 def whole(change: Any = None, **more: Any) -> Files:
-    """The same vocabulary in `tokenizer.json`, which `change` may change."""
+    """The same vocabulary in `tokenizer.json`, modified by `change`."""
     rust = byte_tokenizer()
     if change:
         change(rust)
@@ -58,7 +58,7 @@ DECODER = {"257": token("<user>", rstrip=True), "258": token("<bot>", special=Tr
     [
         (vocabulary(added_tokens=ADDED), "<user>hi", [257, *b"hi"]),
         (vocabulary(added_tokens=ADDED), "<bot> <user>", [258, 32, 257]),
-        # `added_tokens_decoder` alone counts where it is.
+        # `added_tokens_decoder` takes precedence over the other files.
         (
             vocabulary(
                 added_tokens={"<other>": 257},
@@ -68,7 +68,7 @@ DECODER = {"257": token("<user>", rstrip=True), "258": token("<bot>", special=Tr
             "<user>  hi<bot><other><pad>",
             [257, *b"hi", 258, *b"<other><pad>"],
         ),
-        # Named tokens that are not in the vocabulary continue it, in the order of their names.
+        # Named tokens that are not in the vocabulary are appended in the order of their names.
         (
             vocabulary(special_tokens_map={"pad_token": "<pad>", "bos_token": {"content": "<s>"}}),
             "<s><pad>",
@@ -93,7 +93,7 @@ DECODER = {"257": token("<user>", rstrip=True), "258": token("<bot>", special=Tr
             "a <s><image><x><y>",
             [97, 257, 258, 259, 260],
         ),
-        # What both files list is taken from the first of them.
+        # The first file takes precedence.
         (
             vocabulary(
                 tokenizer_config={"additional_special_tokens": ["<x>"]},
@@ -102,7 +102,7 @@ DECODER = {"257": token("<user>", rstrip=True), "258": token("<bot>", special=Tr
             "<x><y>",
             [257, *b"<y>"],
         ),
-        # A vocabulary without the end-of-text mark gets one, behind all others.
+        # The end-of-text token is appended to a vocabulary that does not have it.
         (
             {**vocabulary(added_tokens={"<user>": 256}), "vocab.json": dict(byte_alphabet())},
             f"{END_OF_TEXT}<user>",
@@ -127,7 +127,7 @@ DECODER = {"257": token("<user>", rstrip=True), "258": token("<bot>", special=Tr
             f"a{END_OF_TEXT}",
             [*f"a{END_OF_TEXT}".encode()],
         ),
-        # Beside `tokenizer.json`
+        # Next to `tokenizer.json`
         (whole(tokenizer_config={"add_bos_token": True}), "hi", [*b"hi"]),
         (whole(tokenizer_config={"add_prefix_space": True}), "hi", [*b" hi"]),
         (whole(added_tokens=ADDED), "<user>hi", [257, *b"hi"]),
@@ -255,7 +255,7 @@ def test_4000_added_tokens_open_in_linear_time(tmp_path: Path) -> None:
 
     few = min(seconds(1000, tmp_path / f"a{i}") for i in range(3))
     many = min(seconds(4000, tmp_path / f"b{i}") for i in range(3))
-    assert many < 30 * few  # cubic is 64 times
+    assert many < 30 * few  # cubic time is 64 times as long
 
 
 def test_4000_added_tokens_are_found_in_a_long_text_in_both_forms(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tokenizer files of any combination against `AutoTokenizer` of `transformers`."""
+"""Any combination of tokenizer files, compared with `AutoTokenizer` of `transformers`."""
 
 import json
 import random
@@ -24,7 +24,7 @@ NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "sep_
 
 
 class Files:
-    """A directory's files, drawn at random."""
+    """Random tokenizer files."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)

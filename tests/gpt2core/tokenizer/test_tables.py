@@ -1,4 +1,4 @@
-"""The compiled tokenizer against the `tokenizers` package, on everything that a text can hold."""
+"""The compiled tokenizer, compared with the `tokenizers` package on all kinds of text."""
 
 import json
 import random
@@ -119,7 +119,7 @@ def test_a_long_word_takes_less_than_quadratic_time(published: Pair, run: str) -
 
 
 def write_tokenizer(folder: Path, merges: str = "", **options: object) -> RustTokenizer:
-    """A byte-level BPE of its own: the alphabet without what `without` names, then the merges."""
+    """A byte-level BPE: the byte alphabet except `without`, then the merges."""
     without = str(options.pop("without", ""))
     alphabet = {c: b for c, b in byte_alphabet().items() if chr(b) not in without or b > 127}
     vocab = {character: i for i, character in enumerate(alphabet)}
@@ -146,12 +146,12 @@ def small_texts() -> Iterator[str]:
         "a+b b+a ab+a",
         "a+a aa+a aa+aa",
         "b+a a+b ba+ba a+ba ab+ab",
-        "ab+ab a+b aba+b ab+a",  # ranks that grow backwards
+        "ab+ab a+b aba+b ab+a",  # decreasing ranks
         "a+b ab+b a+bb b+b abb+a",
     ],
 )
 def test_merges_in_any_order_give_the_same_ids(tmp_path: Path, merges: str) -> None:
-    # `tokenizers` wants the parts of a merge to be tokens: order the vocabulary by length.
+    # `tokenizers` requires the parts of a merge to be tokens: sort the vocabulary by length.
     parts = sorted(merges.split(), key=lambda m: len(m))
     write_tokenizer(tmp_path / "a", " ".join(parts))
     fields = json.loads((tmp_path / "a" / "tokenizer.json").read_text())
@@ -295,9 +295,7 @@ def tables(tmp_path: Path) -> Path:
         ("pair_keys", lambda a: a.reshape(-1, 1)),
     ],
 )
-def test_invalid_tables_are_rejected(
-    tables: Path, name: str, change: "object"
-) -> None:
+def test_invalid_tables_are_rejected(tables: Path, name: str, change: "object") -> None:
     from safetensors import safe_open
 
     with safe_open(tables, "np") as file:
@@ -330,7 +328,7 @@ for _point in range(sys.maxunicode + 1):
 def test_fuzzed_strings_give_the_same_ids_and_decode_to_themselves(
     published: Pair, group: int
 ) -> None:
-    """50,000 strings a group: a million in all, of every category, with runs of every kind."""
+    """50,000 strings in each group, a million in all, of every category."""
     draw = random.Random(group)
     categories = sorted(CATEGORIES)
     common = " \n\t'abcdestrvml0123.,!?-\u00a0\u3000\u0300\u200d"

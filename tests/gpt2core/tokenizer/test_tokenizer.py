@@ -92,7 +92,7 @@ def test_special_tokens_in_a_text_are_plain_text_unless_allowed(tokenizer: Token
     assert 2047 not in tokenizer.encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode(text, allow_special=True).count(2047) == 1
-    assert 2047 not in tokenizer.encode(text)  # the choice does not stick
+    assert 2047 not in tokenizer.encode(text)  # the argument is not remembered
 
 
 def test_special_tokens_can_be_left_out_of_the_text(tokenizer: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Files of prompts in S3, and the files of results that come of them; moto's S3 over HTTP."""
+"""Files of prompts in S3 and their result files, with moto's S3 over HTTP."""
 
 import gzip
 import json
@@ -38,7 +38,7 @@ def function(bucket: Bucket) -> Function:
 
 
 def put(bucket: Bucket, key: str, content: bytes, **arguments: Any) -> dict[str, Any]:
-    """Upload a file; returns the notification about it."""
+    """Upload a file; returns its notification."""
     bucket.put(key, content, **arguments)
     event = load_event("batch-s3")
     s3 = event["Records"][0]["s3"]
@@ -49,7 +49,7 @@ def put(bucket: Bucket, key: str, content: bytes, **arguments: Any) -> dict[str,
 
 
 def results(bucket: Bucket) -> list[dict[str, Any]]:
-    """The lines of the only file of results."""
+    """The lines of the only result file."""
     found = {k: v for k, v in bucket.content().items() if k.startswith("results/")}
     (content,) = found.values()
     assert content == b"" or content.endswith(b"\n")
@@ -157,7 +157,7 @@ def test_a_message_with_a_file_stays_in_the_queue_until_the_file_is_finished(
 def test_a_retry_continues_after_the_deadline(
     function: Function, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, 1.0)  # a pass over the weights takes a second, nothing else any time
+    clock = Clock(monkeypatch, 1.0)  # only passes over the weights take time, a second each
     for module in (app, generation, file, invoke):
         monkeypatch.setattr(module, "monotonic", lambda: clock.now)
     event = put(bucket, "a.jsonl.gz", gzip.compress(b"\n".join(map(line, range(400)))))
@@ -204,7 +204,7 @@ def test_an_aborted_upload_is_restarted(
     event = put(bucket, "a.jsonl", b"\n".join(map(big, range(9))))  # all within the first part
     monkeypatch.setattr(result_file, "PART_BYTES", 5 * MB)
     with monkeypatch.context() as patch:
-        # What S3 says of an upload that is over, NoSuchUpload; moto breaks down instead.
+        # S3 replies NoSuchUpload for a completed upload; moto fails instead.
         patch.setattr(Storage, "end_parts", lambda *_: False)
         with pytest.raises(Unfinished, match="from the beginning"):
             function.invoke(event, Context())
@@ -273,7 +273,7 @@ def test_results_of_another_model_do_not_stop_processing(
 
 
 def another_model(function: Function, folder: Path) -> Function:
-    """A function whose model ends where the demo model does not."""
+    """A function with a different model, which ends texts earlier."""
     shutil.copytree(DEMO, folder)
     (folder / "generation_config.json").write_text("{}")
     return Function(function.settings._replace(model_dir=str(folder)))
@@ -390,7 +390,7 @@ def every_kind_of_line(i: int) -> bytes:
         15: b"",
         25: json.dumps({"prompt": ["a", 5], "id": i}).encode(),
         35: b'{"prompt": "\xff"}',
-        45: line(i - 1),  # an id that was there
+        45: line(i - 1),  # a duplicate id
         55: b"[]",
         65: json.dumps({"prompt": "a " * 600, "id": i}).encode(),  # over the context
     }
@@ -417,7 +417,7 @@ def test_a_file_of_5000_lines_survives_bad_lines_deadlines_and_a_kill(
             function = stack.enter_context(emulator(RIE, tmp_path / f"log{killed}", environ))
             reply = None
             while not reply or "objects" not in reply:
-                # Each invoke has some 1.4 s for its work; once some is done, one is killed at it.
+                # Each invoke has about 1.4 s. One is killed after it has processed some lines.
                 timer = threading.Timer(0.6, function.kill)
                 if unfinished and not killed:
                     timer.start()
@@ -447,5 +447,5 @@ def test_a_file_of_5000_lines_survives_bad_lines_deadlines_and_a_kill(
             assert result["id"] == j
             assert result["generated_text"] == alone[j % 20, 1 + j % 3]
     (done,) = reply["objects"]
-    if done["status"] == "done":  # not where the kill came after the last line, before the reply
+    if done["status"] == "done":  # unless it was killed between the last line and the reply
         assert done["errors"] == 2 + 6 * 50

@@ -1,4 +1,4 @@
-"""Lines of large files, wherever ranges end, compressed or not."""
+"""Lines of large files in ranges, compressed or not."""
 
 import gzip
 import tracemalloc
@@ -17,7 +17,7 @@ MB = 1 << 20
 
 
 def read_lines(content: bytes, is_gzip: bool = False, after: int = 0) -> list[Line]:
-    """All lines; or those behind the first `after`, read from where they begin."""
+    """All lines, or those after the first `after`, read from their offset."""
 
     def lines(number: int, position: int) -> list[Line]:
         return list(lines_of(lambda a, b: content[a:b], len(content), is_gzip, number, position))
@@ -31,7 +31,7 @@ def test_lines_do_not_depend_on_the_ranges(parts: list[bytes], is_gzip: bool, si
     content = b"\n".join(part.replace(b"\n", b"") for part in parts)
     expected = content.split(b"\n")
     expected = expected[:-1] if not expected[-1] else expected
-    assume(not (is_gzip and content.startswith(GZIP_MAGIC)))  # gzip within gzip is refused
+    assume(not (is_gzip and content.startswith(GZIP_MAGIC)))  # gzip within gzip is rejected
     data = gzip.compress(content) if is_gzip else content
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("handler.batch.lines.RANGE_BYTES", size)
@@ -88,7 +88,7 @@ def test_reading_takes_linear_time(of_size: Callable[[int], Any]) -> None:
         return process_time() - begin
 
     small, large = (min(seconds(size) for _ in range(3)) for size in (MB // 8, MB))
-    assert large < 24 * small + 0.01  # 8 times the bytes; what is quadratic takes 64 times as long
+    assert large < 24 * small + 0.01  # 8 times the bytes; quadratic time would be 64 times as long
 
 
 @pytest.mark.parametrize(

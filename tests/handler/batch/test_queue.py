@@ -1,4 +1,4 @@
-"""Messages of a queue, by way of AWS's emulator and moto's SQS and S3 over HTTP."""
+"""Queue messages, with AWS's emulator and moto's SQS and S3 over HTTP."""
 
 import json
 import shutil
@@ -118,7 +118,7 @@ def test_a_retryable_failure_blocks_its_message_group(
 ) -> None:
     write, decode, one = Storage.write, generation.complete_all, asked(1)
 
-    def refuse(self: Storage, name: str, *given: Any) -> None:
+    def reject(self: Storage, name: str, *given: Any) -> None:
         if name == "m1.json":
             raise ResultsUnavailable("not now")
         write(self, name, *given)
@@ -131,7 +131,7 @@ def test_a_retryable_failure_blocks_its_message_group(
         raise ObjectUnavailable("not allowed")
 
     if cause == "result":
-        monkeypatch.setattr(Storage, "write", refuse)
+        monkeypatch.setattr(Storage, "write", reject)
     elif cause == "time":
         monkeypatch.setattr(queue, "complete_all", cut_off)
     else:
@@ -156,7 +156,7 @@ def test_results_of_a_group_are_written_in_order(
         ended.append(name)
 
     monkeypatch.setattr(Storage, "write", watched)
-    bodies = [asked(9 - i) if i != 4 else "{" for i in range(10)]  # the last ones end first
+    bodies = [asked(9 - i) if i != 4 else "{" for i in range(10)]  # the last ones finish first
     assert failed(function.invoke(queue_event(*bodies, fifo=True, groups="ababababab"))) == []
     for group in ([0, 2, 4, 6, 8], [1, 3, 5, 7, 9]):
         names = [f"m{i}.json" for i in group]
@@ -245,7 +245,7 @@ def test_the_log_has_ids_and_error_types_but_no_text(
 
 
 class Restarting:
-    """The function under AWS's emulator, killed at seeded moments and started again."""
+    """The function under AWS's emulator, killed at pseudo-random times and restarted."""
 
     def __init__(self, folder: Path, environ: dict[str, str], seed: int, kills: int) -> None:
         self._folder = folder
@@ -286,7 +286,7 @@ class Restarting:
 
 
 def run_a_queue(moto: str, folder: Path, count: int, kills: int, name: str) -> None:
-    """Every good message has its result, every bad one is given up; nothing else is anywhere."""
+    """Every valid message has its result, and every invalid one is a dead letter."""
     bucket, queue = Bucket(moto, name), Queue(moto, name)
     bad = ["{", '{"prompt": 5}', '{"prompt": "a", "num_beams": 1}', '{"max_new_tokens": 1}']
     bodies = [
@@ -334,7 +334,7 @@ def test_every_one_of_a_thousand_messages_has_its_result(moto: str, tmp_path: Pa
 
 
 def run_groups(moto: str, folder: Path, count: int, kills: int, name: str) -> None:
-    """Ten groups: results in order within each, good ones once in content, bad ones answered."""
+    """Ten groups: results are in order within each, and never change."""
     bucket, source = Bucket(moto, name), Queue(moto, name, fifo=True)
     bad = ["{", '{"prompt": 5}', '{"prompt": "a", "no": 1}', json.dumps({"prompt": "a " * 2000})]
     bad += [json.dumps(GONE), json.dumps(NO_PROMPTS), "[]"]
@@ -358,12 +358,12 @@ def run_groups(moto: str, folder: Path, count: int, kills: int, name: str) -> No
         names = [record["messageId"] for record in event["Records"]]
         if "batchItemFailures" in reply:
             acknowledged.extend(n for n in names if n not in failed(reply))
-        for n in names:  # what is there once never becomes anything else
+        for n in names:  # a result never changes
             content = bucket.content(f"out/{n}.json").get(f"out/{n}.json")
             assert written.get(n) in (None, content)
             if content:
                 written[n] = content
-        for letter in set(groups):  # and is there for no message before those ahead of it
+        for letter in set(groups):  # and is not written before those of earlier messages
             there = [i in written for i, group in zip(ids, groups, strict=True) if group == letter]
             assert there == sorted(there, reverse=True)
         return reply

@@ -1,4 +1,4 @@
-"""Large files: handed to the state machine, in moto, unless its reader may not take them."""
+"""Large files start the state machine (in moto) unless its item reader does not support them."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ LINES = b"\n".join(b'{"prompt": "a", "max_new_tokens": 1}' for _ in range(40))
 
 @pytest.fixture
 def machine(bucket: Bucket) -> str:
-    """A state machine that does nothing, of the test's own; its ARN."""
+    """The ARN of a new state machine that does nothing."""
     role = "arn:aws:iam::123456789012:role/states"
     client: Any = boto3.client("stepfunctions")
     made = client.create_state_machine(

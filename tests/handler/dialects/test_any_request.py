@@ -1,4 +1,4 @@
-"""Whatever a caller sends, in any dialect and through any door: a reply that is not a 5xx."""
+"""Any request in any dialect and from any source gets a reply that is not a 5xx."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ values = st.recursive(
 )
 prompts = st.text(max_size=12) | st.lists(st.text(max_size=5) | st.integers(0, 255), max_size=3)
 limits = st.integers(0, 4)
-# Values that are often right, so that requests get past the checks.
+# Values that are often valid, so that requests pass validation.
 USUAL: dict[str, st.SearchStrategy[Any]] = {
     "prompt": prompts, "inputs": prompts, "max_new_tokens": limits, "max_tokens": limits,
     "stop": st.text(min_size=1, max_size=3), "stream": st.booleans(), "echo": st.booleans(),
@@ -44,7 +44,7 @@ USUAL: dict[str, st.SearchStrategy[Any]] = {
 
 
 def requests(names: tuple[str, ...], *needed: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Usual values of some fields, with any JSON value in place of at most one."""
+    """Plausible values of some fields; at most one is replaced by any JSON value."""
     usual = st.fixed_dictionaries(
         {name: USUAL[name] for name in needed},
         optional={name: USUAL[name] for name in names if name in USUAL and name not in needed},

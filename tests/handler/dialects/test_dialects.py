@@ -1,4 +1,4 @@
-"""The fields of requests in each dialect, and where a new dialect goes."""
+"""The fields of requests in each dialect, and how to add a dialect."""
 
 import sys
 from types import SimpleNamespace
@@ -139,7 +139,7 @@ def test_without_sampling_fields_decoding_is_greedy() -> None:
 def test_tokens_are_sampled_in_the_same_cases_as_by_hugging_faces_servers(
     parameters: dict[str, Any], temperature: float
 ) -> None:
-    """text-generation-inference, `NextTokenChooser`: `do_sample` or any warper that has effect."""
+    """text-generation-inference, `NextTokenChooser`: `do_sample`, or a warper with an effect."""
     sampling = parse_request({"inputs": "x", "parameters": parameters}).sampling
     assert sampling
     assert sampling.temperature == temperature
@@ -192,7 +192,7 @@ def test_a_bias_for_an_unknown_token_is_rejected(model_dir: Any) -> None:
 
 
 class Cohere(Native):
-    """A dialect of another path, with fields and errors of its own."""
+    """A dialect with its own path, fields and errors."""
 
     routes = {"/v1/cohere": ("POST",)}  # noqa: RUF012
 
@@ -222,11 +222,11 @@ def test_a_new_dialect_needs_one_module_and_its_name(
     reply = function.invoke(http_event(path="/v1/cohere", message="abc"))
     assert (reply["statusCode"], list(payload(reply))) == (200, ["text"])
     assert list(function.invoke({"message": "abc"})) == ["text"]
-    # Before the fields are known the route tells the dialect; then they do.
+    # The route selects the dialect until the fields are known.
     for event in (
         http_event("{", path="/v1/cohere"),
         http_event(path="/v1/cohere", message="a" * 99),
     ):
-        refused = function.invoke(event)
-        assert (refused["statusCode"], list(payload(refused))) == (418, ["message"])
+        rejected = function.invoke(event)
+        assert (rejected["statusCode"], list(payload(rejected))) == (418, ["message"])
     assert function.invoke(http_event(prompt="abc"))["statusCode"] == 200

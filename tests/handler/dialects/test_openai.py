@@ -1,4 +1,4 @@
-"""OpenAI's completions and models, as its clients read them."""
+"""OpenAI's completions and models."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def function() -> Function:
 
 @pytest.fixture
 def post(function: Function) -> Post:
-    """Sends fields to /v1/completions; gives status and body."""
+    """Send fields to /v1/completions; returns status and body."""
 
     def send(**fields: Any) -> Any:
         reply = function.invoke(http_event(path=PATH, **fields))
@@ -198,7 +198,7 @@ def test_invalid_json_is_an_error_in_openais_format(function: Function) -> None:
 
 
 def events(reply: Any) -> list[Any]:
-    """The data of a stream's events; the last is [DONE]."""
+    """The data of the events of a stream, whose last is [DONE]."""
     assert reply["headers"]["Content-Type"].startswith("text/event-stream")
     *found, rest = reply["body"].split("\n\n")
     assert rest == ""
@@ -207,7 +207,7 @@ def events(reply: Any) -> list[Any]:
 
 
 def joined(chunks: list[Any]) -> list[Any]:
-    """The choices that chunks are parts of."""
+    """The choices of a stream, joined from its chunks."""
     found: dict[int, Any] = {}
     for (part,) in (chunk["choices"] for chunk in chunks if chunk["choices"]):
         if part["index"] not in found:

@@ -1,4 +1,4 @@
-"""Several events at once: polls in threads, on the tests' own Runtime API."""
+"""Concurrent events: polling threads with a test Runtime API."""
 
 import json
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ FOUR = {"AWS_LAMBDA_MAX_CONCURRENCY": "4"}
 def server() -> Iterator[RuntimeApiServer]:
     with RuntimeApiServer() as api:
         yield api
-        for _ in range(7):  # the other threads wait for an event, each on its connection
+        for _ in range(7):  # the other threads are waiting for events
             api.events.put(None)
 
 
-def answers(server: RuntimeApiServer, bodies: list[bytes]) -> dict[str, bytes]:
-    """The answers to events that are all there at once, by their request's number."""
+def replies(server: RuntimeApiServer, bodies: list[bytes]) -> dict[str, bytes]:
+    """The replies to events that are sent together, by the number of the request."""
     for body in bodies:
         server.send(body)
     found = [server.replies.get(timeout=60) for _ in bodies]
@@ -34,10 +34,10 @@ def answers(server: RuntimeApiServer, bodies: list[bytes]) -> dict[str, bytes]:
 def test_events_run_concurrently_up_to_the_setting(
     server: RuntimeApiServer,
 ) -> None:
-    """Each waits until there are four: with three polls none would be answered."""
+    """Each event waits until there are four, so three polls would not be enough."""
     with runtime(server, OURS, FIXED, **FOUR):
         bodies = [json.dumps({"do": "together", "number": i}).encode() for i in range(1, 9)]
-        found = answers(server, bodies)
+        found = replies(server, bodies)
     assert found == {str(i): str(i).encode() for i in range(1, 9)}
 
 
@@ -64,7 +64,7 @@ def test_eight_concurrent_prompts_get_the_same_texts_as_alone(
     prompts = ["Once upon a time", "The fox", "A king", "There was", "She", "He", "It", "When"]
     bodies = [json.dumps({"prompt": p, "max_new_tokens": 20}).encode() for p in prompts]
     with runtime(server, OURS, "handler.app.lambda_handler", AWS_LAMBDA_MAX_CONCURRENCY="8"):
-        found = answers(server, bodies)
+        found = replies(server, bodies)
     for i, prompt in enumerate(prompts, 1):
         assert json.loads(found[str(i)])["generated_text"] == demo.generate(prompt, 20).text
 

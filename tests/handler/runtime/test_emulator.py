@@ -1,4 +1,4 @@
-"""The function under AWS's own emulator and both runtimes: every event that users invoke."""
+"""The function under AWS's emulator with both runtimes: every event file."""
 
 from collections.abc import Iterator
 from pathlib import Path

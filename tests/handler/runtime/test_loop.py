@@ -1,4 +1,4 @@
-"""Our runtime beside AWS's own, on a Runtime API server; and without any Runtime API."""
+"""The runtime compared with awslambdaric on a Runtime API server, and without a Runtime API."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def server() -> Iterator[RuntimeApiServer]:
 
 
 def ask_both(body: bytes, headers: dict[str, str] | None = None, **environ: str) -> list[Reply]:
-    """One event to our runtime and to AWS's, each on a server of its own."""
+    """Send one event to both runtimes, each with its own server."""
     answers = []
     for module in (OURS, THEIRS):
         with RuntimeApiServer() as api, runtime(api, module, FIXED, **environ):
@@ -195,10 +195,10 @@ def test_errors_are_logged_with_type_and_stack_but_no_message(
     server: RuntimeApiServer,
 ) -> None:
     with runtime(server, OURS, FIXED) as process:
-        server.invoke(b'{"do": "raise", "message": "a prompt that nobody may log"}')
+        server.invoke(b'{"do": "raise", "message": "a prompt not to be logged"}')
         process.terminate()
         out, err = process.communicate(timeout=20)
-    assert "nobody may log" not in out + err
+    assert "not to be logged" not in out + err
     line = json.loads(err.splitlines()[-1])
     assert (line["type"], line["request_id"]) == ("ValueError", "request-1")
     assert any("fixed_handler.py" in frame for frame in line["stack"])
@@ -282,7 +282,7 @@ def test_a_failed_send_closes_the_chunks() -> None:
     def speak(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         connection.recv(1000)
-        connection.close()  # with bytes unread: the next send is refused
+        connection.close()  # with unread bytes, so that the next send fails
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=speak, args=(listener,))
@@ -411,7 +411,7 @@ def test_an_endless_header_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def local() -> Iterator[str]:
-    """The image's entry point where there is no Runtime API."""
+    """The entry point of the image without a Runtime API."""
     (port,) = free_ports(1)
     process = subprocess.Popen(
         [sys.executable, "-m", "handler.runtime"],

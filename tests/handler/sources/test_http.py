@@ -1,4 +1,4 @@
-"""HTTP requests from API Gateway, Function URLs and load balancers: what they ask for."""
+"""Parsing of HTTP requests from API Gateway, Function URLs and load balancers."""
 
 import gzip
 import zlib
@@ -40,7 +40,7 @@ def request(event: Any, **settings: Any) -> Request:
 
 
 def typed(body: Any, content_type: str | None = JSON, **headers: str) -> dict[str, Any]:
-    """A request with these headers alone."""
+    """A request with only these headers."""
     kind = {} if content_type is None else {"Content-TYPE": content_type}
     return http_event(body, headers=kind | {k.replace("_", "-"): v for k, v in headers.items()})
 

@@ -1,4 +1,4 @@
-"""GPT2_API_KEY: who is let in over HTTP."""
+"""GPT2_API_KEY: which HTTP requests are authorized."""
 
 import json
 from typing import Any
@@ -76,8 +76,8 @@ def test_unauthorized_requests_are_logged_but_not_counted_as_errors(
     function: Function, capsys: pytest.CaptureFixture[str], path: str
 ) -> None:
     status(function, path=path)
-    refused = json.loads(capsys.readouterr().err)
-    assert (refused["error"], refused["Requests"], refused["Errors"]) == ("Unauthorized", 0, 0)
+    line = json.loads(capsys.readouterr().err)
+    assert (line["error"], line["Requests"], line["Errors"]) == ("Unauthorized", 0, 0)
     status(function, f"Bearer {KEY}", path="/wp-login.php")
     wrong = json.loads(capsys.readouterr().err)
     assert (wrong["error"], wrong["Requests"], wrong["Errors"]) == ("RouteNotFound", 1, 1)

@@ -1,4 +1,4 @@
-"""Objects that were created in S3, as notifications and EventBridge tell of them."""
+"""Events of created S3 objects, from notifications and EventBridge."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""Events of every AWS service, as they are and mutated: served or raised, and never taken for done
-when nothing was.
+"""Events of every AWS service, original and mutated, are processed or raise an error: a reply to an
+unsupported event would count as success.
 """
 
 import copy
@@ -33,9 +33,9 @@ KINDS = {
     "s3 put": "s3",
     "sqs receive-message": "sqs",
 }
-# A request to Rekognition is what S3 says of any new file.
+# SAM's Rekognition event is an S3 notification.
 SERVED = {*KINDS, "rekognition s3-request"}
-# What a caller chose: in no log line and in no message of an error that is raised.
+# Input of the caller, which must not be in log lines or messages of raised errors.
 SECRET = "patient John Doe"
 DIRECT = {"prompt", "inputs", "warmup", "populate"}
 
@@ -103,7 +103,7 @@ def test_events_of_other_services_are_rejected(function: Function, name: str) ->
 def test_unknown_fields_beside_a_request_are_named(
     function: Function, name: str, field: str
 ) -> None:
-    """An event that no other source recognises is direct if it has one of these fields."""
+    """An event that no other source recognizes is direct if it has one of these fields."""
     event = GUIDES[name] | {field: "a"}
     reply = function.invoke(event, Context())
     assert "error" in reply or (name == "an empty object" and field in ("prompt", "inputs"))
@@ -130,7 +130,7 @@ VALUES = JSON | st.sampled_from(
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
-    """Every container and key in a JSON value."""
+    """All containers and keys in a JSON value."""
     found: list[tuple[Any, Any]] = []
     keys: list[Any] = list(value) if isinstance(value, dict) else []
     keys += range(len(value)) if isinstance(value, list) else ()
@@ -142,7 +142,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> Any:
-    """An event of some service, less some of its parts, with others added or replaced."""
+    """An event of a service with parts removed, added or replaced."""
     known = GUIDES | sam_events() | {name: load_event(name) for name in event_names()}
     event = copy.deepcopy(known[draw(st.sampled_from(sorted(known)))])
     if isinstance(event, dict) and draw(st.integers(0, 9)) == 0:
@@ -191,7 +191,7 @@ def check_served_or_raised(function: Function, event: Any, log: list[Any]) -> No
     elif kind == "s3":
         assert event["Event"] == "s3:TestEvent"
         assert reply == {"objects": []}
-    else:  # a queue's messages are raised: there is no place for results
+    else:  # queue messages raise an error, because GPT2_RESULTS is not set
         assert kind == "step_functions"
         assert len(reply["results"]) == len(event["Items"])
         for item, result in zip(event["Items"], reply["results"], strict=True):

@@ -1,4 +1,4 @@
-"""Messages of a queue: what each of them asks for."""
+"""Parsing of queue messages."""
 
 import json
 from typing import Any

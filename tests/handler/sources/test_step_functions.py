@@ -1,4 +1,4 @@
-"""Batches of a Distributed Map: what they ask for, and what the function replies."""
+"""Batches of a Distributed Map, and the replies."""
 
 import json
 from typing import Any
@@ -131,7 +131,7 @@ def test_a_dynamodb_scan_is_not_a_batch() -> None:
 
 
 def test_the_event_of_the_template_is_processed(function: Function) -> None:
-    """As Step Functions reads lines and batches them, by the state machine's own definition."""
+    """Lines are read and batched as in the definition of the state machine."""
     state = state_machine()["States"]["Prompts"]
     size = state["ItemBatcher"]["MaxItemsPerBatch"]
     prompts = [{"prompt": f"Once {i}", "max_new_tokens": 1, "id": i} for i in range(2 * size + 1)]

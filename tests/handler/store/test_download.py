@@ -1,4 +1,4 @@
-"""Cold starts that have to download, from event to reply: S3 behind a proxy that spoils answers."""
+"""Cold starts that download, from event to reply, with S3 behind a proxy that injects faults."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def uri(bucket: Bucket, model_dir: Path) -> str:
 
 @pytest.fixture
 def expected() -> str:
-    """The text of the model that the bucket holds."""
+    """The text of the model in the bucket."""
     return "hello"
 
 
@@ -58,7 +58,7 @@ def function_for(uri: str, tmp_path: Path, **more: Any) -> Function:
 
 
 def cold_start(event: str, environ: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    """One cold invoke in a process of its own."""
+    """A cold invoke in a new process."""
     return subprocess.run(
         [sys.executable, "-m", "handler", "invoke", f"events/{event}.json"],
         capture_output=True,
@@ -260,7 +260,7 @@ def test_populating_needs_a_volume_and_a_uri_and_is_not_available_over_http(
 def test_neither_prompt_nor_credentials_are_logged(
     uri: str, proxy: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompt = {"prompt": "a prompt that nobody may log"}
+    prompt = {"prompt": "a prompt not to be logged"}
     proxy.inject("GET", WEIGHTS, corrupt(0), times=99)
     assert function_for(uri, tmp_path).invoke(prompt)["error"]["type"] == "DigestMismatch"
     logged = capsys.readouterr().err
@@ -305,7 +305,7 @@ def test_a_disk_that_fills_up_during_the_download_is_an_error(
 ) -> None:
     from handler.store.publish import Staging
 
-    # As if another writer took the room after we had looked.
+    # As if another writer used the space after the check.
     monkeypatch.setattr(Staging, "check_free_space", lambda *args: None)
     error = function_for(uri, tmp_path, cache_dir=str(mounted)).invoke(PROMPT)["error"]
     assert error["type"] == "InsufficientStorage"

@@ -1,4 +1,4 @@
-"""Free space in a directory that is in memory."""
+"""Free space in a directory on a tmpfs."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def in_memory(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs that would take a gigabyte."""
+    """A tmpfs of a gigabyte."""
     point = tmp_path / "memory"
     point.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "none", point], check=False)
@@ -47,7 +47,7 @@ def cgroup() -> Iterator[Path]:
 
 
 def required(root: Path, size: int, join: Path | None = None) -> str:
-    """What a process says that wants `size` bytes; it joins a cgroup first."""
+    """The output of a process that requires `size` bytes, in a cgroup if given."""
     code = (
         f"import sys\nif {str(join)!r} != 'None':\n"
         f"    open({str(join)!r} + '/cgroup.procs', 'w').write('0')\n"

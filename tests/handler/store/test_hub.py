@@ -1,4 +1,4 @@
-"""Models from the Hub: the real client in a process of its own, against a server of its protocol.
+"""Models from the Hub: huggingface_hub in a new process, with a local server.
 
 The client reads its settings when it is imported, so each test is a `python -m handler fetch`.
 """
@@ -37,7 +37,7 @@ WEIGHTS = "model.safetensors"
 
 
 class Local:
-    """A Hub, a proxy before its pages and another before its CDN, and the client's environment."""
+    """A Hub server, proxies to its API and its CDN, and the environment of the client."""
 
     def __init__(self, server: HubServer, hub: FaultProxy, cdn: FaultProxy, home: Path) -> None:
         self.server, self.hub, self.cdn, self.home = server, hub, cdn, home
@@ -73,7 +73,7 @@ class Result:
 
     @property
     def error(self) -> str:
-        """The one line of the error. Downloads under way may log before and after it."""
+        """The line of the error; active downloads may log before and after it."""
         assert self.code == 1, self.stderr
         errors = [line for line in self.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, self.stderr
@@ -90,7 +90,7 @@ class Result:
 
 @pytest.fixture
 def repo(tmp_path: Path) -> Path:
-    """A repository's files, beside the model some that no GPT-2 needs."""
+    """The files of a repository: a model, and files that are not needed."""
     folder = write_model(tmp_path / "repo")
     (folder / "pytorch_model.bin").write_bytes(b"pickled")
     (folder / "README.md").write_text("A model.")
@@ -231,7 +231,7 @@ def test_a_resumed_file_may_be_sent_completely(hub: Local, repo: Path, tmp_path:
 
 
 def test_a_restarted_file_is_hashed_from_the_start(hub: Local, repo: Path, tmp_path: Path) -> None:
-    """The client writes in chunks of 10 MB: smaller ones make it resume a small file."""
+    """Smaller chunks than the client's 10 MB, so that it resumes a small file."""
     ranges = []
 
     def whole_and_wrong(handler: Handler, response: Response) -> None:
@@ -361,7 +361,7 @@ def test_warnings_contain_no_signatures(hub: Local, repo: Path, tmp_path: Path) 
 
 
 def change_info(change: Callable[[dict[str, Any]], None]) -> Callable[[Handler, Response], None]:
-    """A mirror whose answer about the repository is not the Hub's."""
+    """A mirror whose model info differs from the Hub's."""
 
     def fault(handler: Handler, response: Response) -> None:
         info = json.loads(response.body)

@@ -1,4 +1,4 @@
-"""Downloads that are killed, and many at once, as processes: `make test-slow`."""
+"""Killed and concurrent downloads in separate processes: `make test-slow`."""
 
 import os
 import random
@@ -20,7 +20,7 @@ from tests.support.s3_server import CREDENTIALS, Bucket
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-# A cold start that fetches many small parts, so that a kill meets several under way.
+# A cold start with many small parts, so that several are active when it is killed.
 COLD_START = """
 import sys
 import handler.store.s3
@@ -61,7 +61,7 @@ def said(process: "subprocess.Popen[str]") -> str:
 
 
 def is_clean(root: Path, revisions: int = 1) -> bool:
-    """Only whole revisions, and the pointer to one of them."""
+    """Whether there are only complete revisions and CURRENT."""
     assert sorted(path.name for path in root.iterdir()) == ["CURRENT", "revisions"]
     assert len(list((root / "revisions").iterdir())) == revisions
     for revision in (root / "revisions").iterdir():
@@ -78,7 +78,7 @@ def kill_and_recover(
     seed: int,
     hub: HubServer | None = None,
 ) -> str:
-    """Kill one download at an offset that the seed gives; what the next cold start says."""
+    """Kill a download at a pseudo-random offset; returns the reply of the next cold start."""
     draw = random.Random(seed)
     cache = tmp_path / str(seed)
     root = Path(cache_path(Settings(cache_dir=str(cache)), uri))
@@ -86,7 +86,7 @@ def kill_and_recover(
     environ["GPT2_MODEL_DIR"] = str(tmp_path / "none")
 
     def through(proxy: FaultProxy) -> dict[str, str]:
-        if hub:  # what is another origin for the client is the same proxy for us
+        if hub:  # another origin for the client, but the same proxy
             hub.cdn = f"localhost:{proxy.server_port}"
         return environ | {"AWS_ENDPOINT_URL_S3": proxy.url, "HF_ENDPOINT": proxy.url}
 
@@ -96,7 +96,7 @@ def kill_and_recover(
         processes.append(start(GENERATE, through(proxy)))
         processes[0].communicate(timeout=100)
         assert processes[0].returncode == -9
-    assert resolve(str(root)) is None  # nothing was published, and nothing can be opened
+    assert resolve(str(root)) is None  # nothing was published
     with FaultProxy(upstream) as proxy:
         text = said(start(GENERATE, through(proxy)))
     assert is_clean(root)
@@ -132,7 +132,7 @@ def test_a_killed_download_from_the_hub_is_not_opened_and_the_next_one_recovers(
 
 
 def many(code: str, environ: dict[str, str], root: Path) -> list[str]:
-    """What as many processes say that start at once, and how `root` looked meanwhile."""
+    """The outputs of concurrent processes, and the states of `root` meanwhile."""
     processes = [start(code, environ) for _ in range(WRITERS)]
     while any(process.poll() is None for process in processes):
         if (root / "incoming").exists():
@@ -186,7 +186,7 @@ from handler.settings import Settings
 seen = []
 while len(seen) < 60 or len({*seen}) < 2 and len(seen) < 5000:  # until there was something to see
     function = Function(Settings(model_dir=%r, model_dir_named=True))
-    function.log_invoke = lambda *_: None  # nobody reads the pipe before the end
+    function.log_invoke = lambda *_: None  # the pipe is read at the end
     seen.append(function.invoke({"prompt": "abc", "max_new_tokens": 5}).get("generated_text"))
 print(*seen, sep="\\n")
 """

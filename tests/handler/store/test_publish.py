@@ -1,4 +1,4 @@
-"""Publishing on a file system, without any network."""
+"""Publishing on a file system, without a network."""
 
 import hashlib
 import os
@@ -40,7 +40,7 @@ def manifest_of(model: int = 0) -> bytes:
 
 
 def arrive(staging: Staging, file: RemoteFile, content: bytes) -> int:
-    """Write what is missing of `content`, as a download does; how many bytes were there."""
+    """Write the missing part of `content`, like a download; returns the bytes that existed."""
     with closing(staging.part(file)) as part:
         there = part.size
         with part.opened() as fd:
@@ -52,7 +52,7 @@ def arrive(staging: Staging, file: RemoteFile, content: bytes) -> int:
 
 
 def fill(staging: Staging, model: int = 0, names: tuple[str, ...] = NAMES) -> int:
-    """The number of files of which anything had to be fetched."""
+    """Write all files; returns how many were incomplete."""
     contents = {name: content_of(name, model) for name in names}
     there = [arrive(staging, remote_file(name, model), contents[name]) for name in names]
     return sum(len(contents[name]) > size for name, size in zip(names, there, strict=True))
@@ -137,15 +137,15 @@ def test_the_next_download_resumes_a_failed_one(tmp_path: Path) -> None:
     assert below(tmp_path) == {"CURRENT", "revisions"}
 
 
-@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: b"x" + data[1:]])
+@pytest.mark.parametrize("corrupt", [lambda data: data[:-1], lambda data: b"x" + data[1:]])
 def test_partial_files_that_do_not_match_their_journal_are_not_used(
-    tmp_path: Path, spoil: Callable[[bytes], bytes]
+    tmp_path: Path, corrupt: Callable[[bytes], bytes]
 ) -> None:
     first = Staging(str(tmp_path))
     fill(first)
     first.close()
     for path in (tmp_path / "incoming").glob("*/parts/*"):
-        path.write_bytes(spoil(path.read_bytes()))
+        path.write_bytes(corrupt(path.read_bytes()))
     assert fill(Staging(str(tmp_path))) == 3
 
 
@@ -276,7 +276,7 @@ CALLS = ("rename", "replace", "link", "unlink", "fsync", "makedirs", "rmdir", "o
 def test_killing_a_writer_at_any_file_operation_leaves_a_valid_volume(
     tmp_path: Path, before: int | None
 ) -> None:
-    """Kill it before the first, the second, … operation, until one run gets to its end."""
+    """Kill it before the first, the second, … operation, until a run completes."""
     model = 0
     for number in range(200):
         root = tmp_path / str(number)
@@ -285,7 +285,7 @@ def test_killing_a_writer_at_any_file_operation_leaves_a_valid_volume(
             published(root, before)
         finished = in_child(lambda root=root: published(root, model), number)
         found = resolve(str(root))
-        if found is not None:  # the old model or the new one, never half of one
+        if found is not None:  # the old model or the new one, complete
             assert any(matches_manifest(found, manifest_of(m)) for m in (0, 1))
         elif before is not None:
             raise AssertionError("the model that was there is gone")
@@ -301,7 +301,7 @@ def test_killing_a_writer_at_any_file_operation_leaves_a_valid_volume(
 
 
 def in_child(action: Callable[[], object], kill_before: int) -> bool:
-    """Run `action` in a child that is killed before its n-th file operation; whether it ended."""
+    """Run `action` in a child, killed before its n-th file operation; whether it completed."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,4 +1,4 @@
-"""Models from S3: the real boto3, moto's server over HTTP, and a proxy that spoils answers."""
+"""Models from S3: boto3, moto's server over HTTP, and a proxy that injects faults."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ from tests.support.s3_server import SECRET_KEY, Bucket
 
 @pytest.fixture(autouse=True)
 def small_parts_and_short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several parts a file, and no waiting between attempts."""
+    """Several parts per file, and no pauses between retries."""
     monkeypatch.setattr(s3, "PART_BYTES", 10_000)
     monkeypatch.setattr(transfer, "FIRST_PAUSE_S", 0.001)
 
@@ -97,7 +97,7 @@ def test_the_manifest_of_the_source_is_kept_and_names_the_revision(
     assert done.digest == hashlib.sha256(manifest).hexdigest()
     assert (Path(done.path) / MANIFEST_FILE).read_bytes() == manifest
     asked = {entry.path.split("/")[-1] for entry in proxy.log if entry.method == "HEAD"}
-    assert asked <= {MANIFEST_FILE}  # S3 knows nothing to add
+    assert asked <= {MANIFEST_FILE}  # S3 has no more information
 
 
 def test_shards_arrive_with_their_index(
@@ -128,7 +128,7 @@ def test_without_list_permission_files_are_requested_by_name(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     proxy.inject("GET", "list-type=2", status(403), times=99)
-    # S3 answers 403 for what is not there, too.
+    # S3 also replies 403 for missing objects.
     for name in ("gpt2.manifest.json", "index.json", "vocab.json", "merges.txt", "_config.json"):
         proxy.inject("HEAD", name, status(403), times=99)
     proxy.inject("HEAD", "added_tokens", status(403), times=99)
@@ -186,11 +186,11 @@ def test_a_packed_model_is_downloaded_unchanged(
 def test_rejected_credentials_are_reported_at_once(
     uri: str, proxy: FaultProxy, tmp_path: Path, code: str
 ) -> None:
-    def refuse(handler: Handler, response: Response) -> None:
+    def reject(handler: Handler, response: Response) -> None:
         body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
         handler.send(Response(400, [("Content-Type", "application/xml")], body))
 
-    proxy.inject("GET", "list-type=2", refuse)
+    proxy.inject("GET", "list-type=2", reject)
     with pytest.raises(AccessDenied, match=rf"{code}: S3 rejected the credentials"):
         download(uri, tmp_path)
     assert len(proxy.log) == 1
@@ -400,7 +400,7 @@ def test_a_stalled_server_does_not_delay_an_invoke_beyond_its_deadline(
 def test_files_complete_before_the_deadline_are_not_downloaded_again(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
-    small_ones = threading.Barrier(3)  # two have arrived before the third is refused
+    small_ones = threading.Barrier(3)  # two are complete before the third is rejected
     finish = part.Part.finish
 
     def finished(each: part.Part, ignore_etag: bool = False) -> str:
@@ -408,11 +408,11 @@ def test_files_complete_before_the_deadline_are_not_downloaded_again(
         small_ones.wait(20)
         return digest
 
-    def refuse(handler: Handler, response: Response) -> None:
+    def reject(handler: Handler, response: Response) -> None:
         small_ones.wait(20)
         status(404)(handler, response)
 
-    proxy.inject("GET", WEIGHTS, refuse)
+    proxy.inject("GET", WEIGHTS, reject)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(part.Part, "finish", finished)
         with pytest.raises(ModelNotFound):

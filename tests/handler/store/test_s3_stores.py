@@ -1,4 +1,4 @@
-"""What S3 and stores like it may do that a plain bucket does not; interrupted downloads."""
+"""Special buckets and S3-compatible stores, and interrupted downloads."""
 
 import re
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from tests.support.s3_server import Bucket
 
 @pytest.fixture(autouse=True)
 def small_parts_and_short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several parts a file, and no waiting between attempts."""
+    """Several parts per file, and no pauses between retries."""
     monkeypatch.setattr(s3, "PART_BYTES", 10_000)
     monkeypatch.setattr(transfer, "FIRST_PAUSE_S", 0.001)
 
@@ -34,7 +34,7 @@ def uri(bucket: Bucket, model_dir: Path) -> str:
 
 
 def etags_of_another_kind(handler: Handler, response: Response) -> None:
-    """A store whose ETags have 32 hex digits and are no MD5: those of moto, backwards."""
+    """A store whose ETags have 32 hex digits but are not MD5: moto's, reversed."""
 
     def backwards(text: str) -> str:
         return re.sub(r"\b[0-9a-f]{32}\b", lambda found: found[0][::-1], text)
@@ -108,7 +108,7 @@ def test_keys_are_used_unchanged(
     assert same_files(download(uri, tmp_path / "root").path, model_dir)
 
 
-def refused(code: str, message: str = "Access Denied", status: int = 403) -> Callable[..., None]:
+def s3_error(code: str, message: str = "Access Denied", status: int = 403) -> Callable[..., None]:
     def fault(handler: Handler, response: Response) -> None:
         body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
         body = b"" if handler.command == "HEAD" else body
@@ -120,14 +120,14 @@ def refused(code: str, message: str = "Access Denied", status: int = 403) -> Cal
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
-        (refused("InvalidObjectState"), "it is archived: restore it"),
-        (refused("KMS.DisabledException", status=400), r"kms:Decrypt on the key.*enabled"),
+        (s3_error("InvalidObjectState"), "it is archived: restore it"),
+        (s3_error("KMS.DisabledException", status=400), r"kms:Decrypt on the key.*enabled"),
         (
-            refused("AccessDenied", "x is not authorized to perform: kms:Decrypt on resource: y"),
+            s3_error("AccessDenied", "x is not authorized to perform: kms:Decrypt on resource: y"),
             "allow kms:Decrypt",
         ),
         (
-            refused(
+            s3_error(
                 "AccessDenied",
                 "x is not authorized to perform: s3:GetObject on resource: y with an explicit deny"
                 " in a service control policy",
@@ -150,7 +150,7 @@ def test_a_kms_key_without_permission_is_detected(
     bucket: Bucket, proxy: FaultProxy, tmp_path: Path, model_dir: Path
 ) -> None:
     uri = bucket.upload(model_dir, "m", ServerSideEncryption="aws:kms")
-    proxy.inject("GET", WEIGHTS, refused("AccessDenied"), times=999)
+    proxy.inject("GET", WEIGHTS, s3_error("AccessDenied"), times=999)
     with pytest.raises(AccessDenied, match="kms:Decrypt"):
         download(uri, tmp_path)
 
@@ -158,7 +158,7 @@ def test_a_kms_key_without_permission_is_detected(
 def test_a_requester_pays_bucket_is_detected(uri: str, proxy: FaultProxy, tmp_path: Path) -> None:
     def unless_paid(handler: Handler, response: Response) -> None:
         is_paid = handler.headers["x-amz-request-payer"] == "requester"
-        handler.send(response) if is_paid else refused("AccessDenied")(handler, response)
+        handler.send(response) if is_paid else s3_error("AccessDenied")(handler, response)
 
     proxy.inject("GET", "", unless_paid, times=999)
     proxy.inject("HEAD", "", unless_paid, times=999)

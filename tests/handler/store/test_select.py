@@ -27,7 +27,7 @@ def named(path: Path, **more: Any) -> Settings:
 
 
 def locate(settings: Settings) -> ModelSource:
-    """The first model directory, none having been reported as broken before it."""
+    """The selected model directory; none before it was reported as invalid."""
 
     def report(error: GPT2Error) -> None:
         raise AssertionError(error.message)
@@ -38,7 +38,7 @@ def locate(settings: Settings) -> ModelSource:
 
 
 def publish(root: Path, model_dir: Path, digest: str) -> Path:
-    """A revision on a volume, made current by rename as a publisher does."""
+    """Publish a revision on a volume."""
     revision = Path(shutil.copytree(model_dir, root / "revisions" / digest))
     (root / "CURRENT.new").write_text(f"{digest}\n")
     (root / "CURRENT.new").replace(root / "CURRENT")
