@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
 from handler import errors, telemetry
-from handler.generation import Decode, DecodingThread, complete, stream
+from handler.generation import Decode, complete, stream
 from handler.invoke import Invoke
 from handler.jobs import (
     Document,
@@ -44,6 +44,7 @@ from handler.telemetry import Report, Timings, seconds_since_process_start
 if TYPE_CHECKING:
     from gpt2core.engine import Engine
     from handler.completions import Completion, Piece
+    from handler.decoding_thread import DecodingThread
     from handler.dialects.request import EventStream, Request
     from handler.sources.source import Source
 
@@ -230,7 +231,9 @@ class Function:
         return openai.models(source.name if source else name_of(self.settings), wanted)
 
     def _shared_decode(self, engine: "Engine", context: Any) -> Decode:
-        """`DecodingThread.decode`, cancelled if the context reports that the caller is gone."""
+        """`DecodingThread.decode`, cancelled if the caller disconnects."""
+        from handler.decoding_thread import DecodingThread  # imports queue, 1 ms
+
         with self._lock:
             if self.decoding_thread is None:
                 self.decoding_thread = DecodingThread(engine)

@@ -12,7 +12,7 @@ from gpt2core.sampling import MAX_BIAS, MAX_LOGPROBS, RANGES
 from handler.dialects import huggingface, native, openai
 from handler.dialects import request as shared
 from handler.jobs import Health, Job, OpenApi, Page
-from handler.sources.http import DOCUMENTS, routes
+from handler.sources.http import PUBLIC_ROUTES, routes
 from handler.telemetry import PHASES
 
 Schema = dict[str, Any]
@@ -53,7 +53,7 @@ def document() -> Schema:
                  "description": "May contain /, encoded as %2F."}
             ]  # fmt: skip
         for name in names:
-            kind = DOCUMENTS.get(route) if name != "POST" else None
+            kind = PUBLIC_ROUTES.get(route) if name != "POST" else None
             path[name.lower()] = _operation(route, name, kind)
         paths[f"{route}{{id}}" if below else route] = path
     return {
@@ -77,7 +77,7 @@ def document() -> Schema:
 
 
 def _operation(route: str, method: str, kind: type[Job] | None) -> Schema:
-    """An operation; `kind` is the job of a route in `DOCUMENTS`, else None."""
+    """An operation; `kind` is the job of a route in `PUBLIC_ROUTES`, else None."""
     if kind is not None:
         described: dict[type[Job], tuple[str, dict[str, str | None]]] = {
             Health: (

@@ -133,7 +133,7 @@ class _Request(BaseHTTPRequestHandler):
         if isinstance(reply, HttpResponse):
             return self._stream(reply)
         if not (isinstance(reply, dict) and "statusCode" in reply):
-            reply = {"statusCode": 200, "body": json.dumps(reply)}  # inferred by Function URLs
+            reply = {"statusCode": 200, "body": json.dumps(reply)}  # as Function URLs infer it
         status: int = reply["statusCode"]
         headers = reply.get("headers", {"Content-Type": "application/json"})
         self._send(status, reply.get("body", "").encode(), headers)

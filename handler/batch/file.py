@@ -11,6 +11,7 @@ from typing import Any
 
 from gpt2core.errors import GPT2Error
 from handler.batch.lines import GZIP_MAGIC, MAX_LINE_BYTES, Line, lines_of
+from handler.batch.request_batch import RequestBatch
 from handler.batch.result_file import AlreadyPublished, ResultFile
 from handler.batch.storage import CHECKPOINT, Head
 from handler.batch.work import Work
@@ -23,7 +24,6 @@ from handler.errors import (
     UnsupportedEvent,
     UnsupportedObject,
 )
-from handler.generation import RequestBatch
 from handler.items import Item, S3Object, parse_item, parse_json_item, result_line
 
 S3_FILES = (".jsonl", ".jsonl.gz", ".txt")

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from gpt2core.errors import GPT2Error
+from handler.batch.request_batch import complete_all
 from handler.batch.work import Work
 from handler.completions import Completion
 from handler.dialects.request import Request
 from handler.errors import Unfinished
-from handler.generation import complete_all
 from handler.items import Item
 
 

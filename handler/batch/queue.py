@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from gpt2core.errors import GPT2Error
 from handler.batch.file import FOR_GOOD, process_files
+from handler.batch.request_batch import complete_all
 from handler.batch.storage import CONNECTIONS
 from handler.batch.work import Work
 from handler.completions import Completion
 from handler.dialects.request import Request
 from handler.errors import Unfinished
-from handler.generation import complete_all
 from handler.items import Item, Record, result_line
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def recognize(event: Any) -> "Direct | None":
-    """Whether the event itself is a request."""
+    """The source of an event that is itself a request, or None for other events."""
     if not isinstance(event, dict):
         return None
     return Direct(event) if dialect_of(event) or not ACTIONS.keys().isdisjoint(event) else None

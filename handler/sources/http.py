@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 HEALTH = "/health"
 # GET routes that do not need a key.
-DOCUMENTS: dict[str, type[Job]] = {HEALTH: Health, "/": Page, "/openapi.json": OpenApi}
-_READ = ("GET", "HEAD")
+PUBLIC_ROUTES: dict[str, type[Job]] = {HEALTH: Health, "/": Page, "/openapi.json": OpenApi}
+_READ_METHODS = ("GET", "HEAD")
 MAX_ALB_BYTES = 1024 * 1024
 _REASONS = {
     200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
@@ -65,7 +65,7 @@ class HttpResponse:
 
 
 def recognize(event: dict[str, Any]) -> "Http | None":
-    """Whether this is an HTTP request. Requests to Lambda authorizers are not."""
+    """The source of an HTTP request, or None for other events, such as those of authorizers."""
     context = event["requestContext"]
     if not isinstance(context, dict) or "methodArn" in event or "routeArn" in event:
         return None
@@ -80,7 +80,7 @@ def recognize(event: dict[str, Any]) -> "Http | None":
 def routes() -> dict[str, tuple[str, ...]]:
     """All paths with their methods."""
     found = {path: methods for d in dialects() for path, methods in d.routes.items()}
-    return found | {path: (*found.get(path, ()), *_READ) for path in DOCUMENTS}
+    return found | {path: (*found.get(path, ()), *_READ_METHODS) for path in PUBLIC_ROUTES}
 
 
 class Http(Source):
@@ -135,8 +135,8 @@ class Http(Source):
             preflight = method == "OPTIONS" and self._header("access-control-request-method")
             if preflight and (methods := _methods_of(path)):
                 return Preflight(cors.preflight(methods))
-        if path in DOCUMENTS and method in _READ:
-            return DOCUMENTS[path]()
+        if path in PUBLIC_ROUTES and method in _READ_METHODS:
+            return PUBLIC_ROUTES[path]()
         dialect, methods = dialect_at(path), _methods_of(path)
         self._dialect = dialect or self._dialect
         # Before the route is checked: 401 reveals no routes, and alarms do not count it.
@@ -334,7 +334,7 @@ def _strip_prefixes(path: str, stage: Any, base_path: str) -> str:
             if prefix and f"{route}/".startswith(f"{prefix}/"):
                 route = route[len(prefix) :]
         route = route.rstrip("/") or "/"
-        if route in DOCUMENTS or dialect_at(route):
+        if route in PUBLIC_ROUTES or dialect_at(route):
             return route
     return path
 
@@ -344,7 +344,7 @@ def _methods_of(path: str) -> tuple[str, ...]:
     dialect = dialect_at(path)
     route = dialect and route_of(dialect, path)
     methods = dialect.routes[route] if dialect and route else ()
-    return (*methods, *(_READ if path in DOCUMENTS else ()))
+    return (*methods, *(_READ_METHODS if path in PUBLIC_ROUTES else ()))
 
 
 def _headers_of(error: GPT2Error) -> dict[str, str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def recognize(event: dict[str, Any]) -> "S3 | None":
-    """Whether this is an S3 notification, or an S3 event from EventBridge."""
+    """The source of an S3 notification or of an S3 event from EventBridge, else None."""
     if "Records" in event:
         records = event["Records"]
         if not isinstance(records, list) or not records:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def recognize(event: dict[str, Any]) -> "Schedule | None":
-    """Whether this is a scheduled event."""
+    """The source of a scheduled event, or None for other events."""
     scheduled = event.get("detail-type") == "Scheduled Event"
     return (
         Schedule(event)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def recognize(event: Any) -> "Sqs | None":
-    """Whether every record is an SQS message."""
+    """The source of SQS messages, or None if there are other records."""
     records = event if isinstance(event, list) else event["Records"]
     if not isinstance(records, list) or not records:
         return None

@@ -26,7 +26,7 @@ MAX_ID_BYTES = 64  # longer ids are omitted from results that do not fit
 
 
 def recognize(event: dict[str, Any]) -> "StepFunctions | None":
-    """Whether this is a batch. Other events, such as a DynamoDB scan, have `Items` too."""
+    """The source of a batch, or None for other events with `Items`, such as a DynamoDB scan."""
     return StepFunctions(event) if event.keys() <= {"Items", "BatchInput"} else None
 
 
