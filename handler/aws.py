@@ -32,7 +32,7 @@ _ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]{1,40}:[A-Za-z]{1,60
 _POLICY = re.compile(r"explicit deny in an? ([a-z -]{1,40}policy)")
 
 
-class Refusal(NamedTuple):
+class Failure(NamedTuple):
     """Why a request to S3 failed, without the message of AWS."""
 
     cause: Cause
@@ -106,8 +106,8 @@ def request_errors() -> tuple[type[Exception], ...]:
     return BotoCoreError, ClientError, HTTPError, OSError, ValueError
 
 
-def refusal(error: Exception) -> Refusal:
-    """The cause of one of `request_errors()`."""
+def classify(error: Exception) -> Failure:
+    """The cause of one of `request_errors()`, and how to fix it."""
     response: dict[str, Any] = getattr(error, "response", None) or {}
     if response:
         return _answered(response)
@@ -115,7 +115,7 @@ def refusal(error: Exception) -> Refusal:
     from urllib3.exceptions import HTTPError
 
     if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
-        return Refusal(
+        return Failure(
             "credentials",
             "",
             "there are no AWS credentials: give the function a role, or set AWS_ACCESS_KEY_ID and"
@@ -129,17 +129,17 @@ def refusal(error: Exception) -> Refusal:
         HTTPError,
         OSError,
     )
-    return Refusal("transient" if isinstance(error, passing) else "unknown", "", "")
+    return Failure("transient" if isinstance(error, passing) else "unknown", "", "")
 
 
-def _answered(response: dict[str, Any]) -> Refusal:
+def _answered(response: dict[str, Any]) -> Failure:
     error = response.get("Error", {})
     status = str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
     code, message = str(error.get("Code", "")), str(error.get("Message", ""))
     answer = f"{status} {code}".strip() if code != status else status
     action, policy = _ACTION.search(message), _POLICY.search(message)
     if code.startswith("KMS.") or (action and action[1].startswith("kms:")):
-        return Refusal("key", answer, _ADVICE["key"])
+        return Failure("key", answer, _ADVICE["key"])
     for name in (code, status):  # the code is the more exact one
         for cause, names in _CAUSES.items():
             if name in names:
@@ -150,8 +150,8 @@ def _answered(response: dict[str, Any]) -> Refusal:
                     )
                 elif cause == "denied" and "requester pays" in message.lower():
                     advice = REQUESTER_PAYS
-                return Refusal(cause, answer, advice)
-    return Refusal("transient" if status.startswith("5") else "unknown", answer, "")
+                return Failure(cause, answer, advice)
+    return Failure("transient" if status.startswith("5") else "unknown", answer, "")
 
 
 REQUESTER_PAYS = (
@@ -169,7 +169,7 @@ def why_denied(client: Any, where: dict[str, str]) -> str:
         try:
             head = client.head_object(**where, **payer)
         except request_errors() as error:
-            if not payer or refusal(error).cause not in ("missing", "changed"):
+            if not payer or classify(error).cause not in ("missing", "changed"):
                 continue
             head = {}
         if payer:

@@ -119,10 +119,10 @@ class Counts:
 def log_invoke(
     source: str, counts: Counts, error: BaseException | None, report: Report, context: Any
 ) -> None:
-    """One line about an invoke, whatever came of it.
+    """Write the line of an invoke.
 
-    A request that was not let in counts as none: whoever finds a public URL could fire the alarms
-    that divide `Errors` by `Requests`, and roll a deployment back.
+    Unauthorized requests are not counted: otherwise anyone with the URL could fire the alarms that
+    divide `Errors` by `Requests`, and roll back a deployment.
     """
     failed = int(error is not None and not isinstance(error, Unauthorized))
     line: dict[str, Any] = {

@@ -108,8 +108,10 @@ def url(installed: Path) -> Iterator[str]:
 
 
 def test_the_installed_server_generates_with_the_demo_model(url: str) -> None:
-    asked = {"prompt": "Once upon a time", "max_new_tokens": 3}
-    with urlopen(Request(f"{url}/generate", json.dumps(asked).encode()), timeout=60) as reply:
+    request_fields = {"prompt": "Once upon a time", "max_new_tokens": 3}
+    with urlopen(
+        Request(f"{url}/generate", json.dumps(request_fields).encode()), timeout=60
+    ) as reply:
         answer = json.load(reply)
     assert answer["model"] == "demo"
     assert answer["usage"]["completion_tokens"] == 3

@@ -6,7 +6,7 @@ from hashlib import sha256
 from time import monotonic
 from typing import Any
 
-from handler.aws import refusal, request_errors
+from handler.aws import classify, request_errors
 from handler.batch.lines import Line
 from handler.batch.storage import shortened
 from handler.batch.work import Work
@@ -86,7 +86,7 @@ def _start(client: Any, machine: str, name: str, given: str) -> bool:
             status: str = client.describe_execution(executionArn=arn)["status"]
             return status not in _FAILED
     except request_errors() as error:
-        answer = refusal(error).answer or type(error).__name__
+        answer = classify(error).answer or type(error).__name__
         raise ResultsUnavailable(
             f"the state machine cannot be started ({answer}): check GPT2_STATE_MACHINE, and that"
             f" the function is allowed {operation}",

@@ -124,7 +124,7 @@ class Storage:
             try:
                 return attempt()
             except aws.request_errors() as error:
-                if aws.refusal(error).answer:
+                if aws.classify(error).answer:
                     break
         data: bytes = _read(attempt)
         return data
@@ -134,7 +134,7 @@ class Storage:
         try:
             return getattr(self._client, operation)(**where, **arguments)
         except aws.request_errors() as error:
-            cause, answer, advice = aws.refusal(error)
+            cause, answer, advice = aws.classify(error)
             kind = (
                 _Missing
                 if cause == "missing" and "NoSuchBucket" not in answer
@@ -183,7 +183,7 @@ def _read(request: Callable[[], Any]) -> Any:
     try:
         return request()
     except aws.request_errors() as error:
-        cause, answer, advice = aws.refusal(error)
+        cause, answer, advice = aws.classify(error)
         if cause == "missing":
             raise ObjectGone("the object no longer exists") from None
         if cause == "changed":

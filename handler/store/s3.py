@@ -178,7 +178,7 @@ class S3:
     def _error(self, name: str | None, error: Exception) -> Exception:
         """Our error for one of boto3's, whose messages are not included."""
         what = f"{self.uri}: {name}" if name else self.uri
-        cause, answer, advice = aws.refusal(error)
+        cause, answer, advice = aws.classify(error)
         if isinstance(error, aws.WrongRange):
             return Transient(f"{what}: {error}")
         reason = f"S3 returned {answer}" if answer else type(error).__name__

@@ -651,8 +651,8 @@ def check_direct_answer(function: Function, event: Any) -> None:
     try:
         reply = function.invoke(event, Context())
     except UnsupportedEvent:
-        asked = {"prompt", "inputs", "warmup", "populate"}
-        assert not isinstance(event, dict) or asked.isdisjoint(event)
+        request_keys = {"prompt", "inputs", "warmup", "populate"}
+        assert not isinstance(event, dict) or request_keys.isdisjoint(event)
         return
     json.dumps(reply, ensure_ascii=False, allow_nan=False).encode()
     if isinstance(reply, dict) and "error" in reply:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
-from handler.aws import bucket_and_prefix, refusal
+from handler.aws import bucket_and_prefix, classify
 
 
 def answered(status: int, code: str, message: str = "Access Denied") -> ClientError:
@@ -36,7 +36,7 @@ def answered(status: int, code: str, message: str = "Access Denied") -> ClientEr
 def test_the_error_code_takes_precedence_over_the_status(
     status: int, code: str, cause: str
 ) -> None:
-    assert refusal(answered(status, code)).cause == cause
+    assert classify(answered(status, code)).cause == cause
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_error_code_takes_precedence_over_the_status(
 )
 def test_access_denied_reports_the_reason_without_names(message: str, advice: str) -> None:
     user = "User: arn:aws:sts::123456789012:assumed-role/secret-role/function "
-    found = refusal(answered(403, "AccessDenied", user + message))
+    found = classify(answered(403, "AccessDenied", user + message))
     assert advice in found.advice
     assert "arn:" not in str(found)
     assert "secret-role" not in str(found)
@@ -68,15 +68,15 @@ def test_access_denied_names_the_kind_of_policy() -> None:
         "not authorized to perform: s3:GetObject with an explicit deny in a resource-based policy"
     )
     assert (
-        "resource-based policy denies it" in refusal(answered(403, "AccessDenied", message)).advice
+        "resource-based policy denies it" in classify(answered(403, "AccessDenied", message)).advice
     )
 
 
-def test_errors_without_a_response_are_permanent_or_transient() -> None:
-    assert refusal(NoCredentialsError()).cause == "credentials"
-    assert refusal(EndpointConnectionError(endpoint_url="http://x")).cause == "transient"
-    assert refusal(OSError("reset")).cause == "transient"
-    assert refusal(ValueError("a setting")).cause == "unknown"
+def test_errors_without_a_response_are_classified() -> None:
+    assert classify(NoCredentialsError()).cause == "credentials"
+    assert classify(EndpointConnectionError(endpoint_url="http://x")).cause == "transient"
+    assert classify(OSError("reset")).cause == "transient"
+    assert classify(ValueError("a setting")).cause == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,10 @@ def test_invoke_with_text_prints_only_the_text_and_reads_stdin() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"requestContext": {"http": {"method": "POST"}}}])
 def test_invoke_prints_a_stream_unchanged(fields: dict[str, Any]) -> None:
-    asked = {"prompt": "Once", "max_new_tokens": 2, "stream": True}
-    event = {**fields, "rawPath": "/", "body": json.dumps(asked)} if fields else asked
+    request_fields = {"prompt": "Once", "max_new_tokens": 2, "stream": True}
+    event = (
+        {**fields, "rawPath": "/", "body": json.dumps(request_fields)} if fields else request_fields
+    )
     result = run("handler", "invoke", "--text", "-", stdin=json.dumps(event))
     assert result.returncode == 0, result.stderr
     assert [line[:9] for line in result.stdout.splitlines() if line] == 2 * ['data: {"t'] + [

@@ -68,10 +68,10 @@ def test_a_native_stream_has_every_token_and_then_the_reply(function: Function) 
 def test_characters_are_never_split(function: Function) -> None:
     assert function.model.engine
     lead, tail = function.model.engine.tokenizer.encode("é")
-    asked = {"prompt": "a", "max_new_tokens": 60, "temperature": 1.0, "seed": 7,
+    request_fields = {"prompt": "a", "max_new_tokens": 60, "temperature": 1.0, "seed": 7,
              "frequency_penalty": 2.0,
              "logit_bias": {str(lead): 100, str(tail): 100}}  # fmt: skip
-    *tokens, last = streamed(function, **asked)
+    *tokens, last = streamed(function, **request_fields)
     assert "".join(token["token"]["text"] for token in tokens) == last["generated_text"]
     assert {"é", "\ufffd"} <= set(last["generated_text"])  # and bytes that are not a character
     assert any(not token["token"]["text"] for token in tokens)
@@ -88,9 +88,9 @@ def test_characters_are_never_split(function: Function) -> None:
 def test_hugging_face_events_have_a_token_each_and_the_last_has_the_text(
     function: Function, parameters: dict[str, Any], reason: str
 ) -> None:
-    asked = {"inputs": "Once upon a time", "parameters": {**parameters, "details": True}}
-    events = streamed(function, **asked)
-    (whole,) = payload(function.invoke(http_event(**asked)))
+    request_fields = {"inputs": "Once upon a time", "parameters": {**parameters, "details": True}}
+    events = streamed(function, **request_fields)
+    (whole,) = payload(function.invoke(http_event(**request_fields)))
     assert all(event["token"].keys() == {"id", "text", "logprob", "special"} for event in events)
     assert all(event["token"]["logprob"] < 0 for event in events)
     assert [event["index"] for event in events] == list(range(1, len(events) + 1))

@@ -33,7 +33,7 @@ def function(bucket: Bucket) -> Function:
     return Function(Settings(model_dir=str(DEMO), results=f"s3://{bucket.name}/queue"))
 
 
-def asked(i: int) -> dict[str, Any]:
+def request(i: int) -> dict[str, Any]:
     return {"prompt": f"Once upon a time {i}", "max_new_tokens": 2 + i % 7}
 
 
@@ -41,7 +41,7 @@ def test_results_are_objects_named_after_their_messages(
     function: Function, bucket: Bucket, demo: Engine
 ) -> None:
     reply = function.invoke(
-        queue_event(asked(0) | {"id": "mine"}, {"inputs": "The fox"}), Context()
+        queue_event(request(0) | {"id": "mine"}, {"inputs": "The fox"}), Context()
     )
     assert reply == {"batchItemFailures": []}
     found = bucket.content()
@@ -59,7 +59,7 @@ def test_results_are_objects_named_after_their_messages(
 def test_an_invalid_message_fails_alone(function: Function, bucket: Bucket) -> None:
     too_long = {"prompt": "a " * 2000}
     reply = function.invoke(
-        queue_event(asked(0), "{", asked(1), too_long, {"prompt": 5}), Context()
+        queue_event(request(0), "{", request(1), too_long, {"prompt": 5}), Context()
     )
     assert failed(reply) == ["m1", "m3", "m4"]
     assert set(bucket.content()) == {"queue/m0.json", "queue/m2.json"}
@@ -68,10 +68,10 @@ def test_an_invalid_message_fails_alone(function: Function, bucket: Bucket) -> N
 def test_a_redelivered_message_is_not_generated_again(
     function: Function, bucket: Bucket, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    function.invoke(queue_event(asked(0)), Context())
+    function.invoke(queue_event(request(0)), Context())
     before = bucket.content()
     capsys.readouterr()
-    assert failed(function.invoke(queue_event(asked(0), asked(1)), Context())) == []
+    assert failed(function.invoke(queue_event(request(0), request(1)), Context())) == []
     after = bucket.content()
     assert json.loads(capsys.readouterr().err)["Requests"] == 1
     assert after["queue/m0.json"] == before["queue/m0.json"]
@@ -104,7 +104,7 @@ NO_PROMPTS = json.loads(json.dumps(GONE).replace("a.jsonl", "a.csv"))
 def test_a_permanent_failure_in_a_fifo_queue_has_an_error_result(
     bad: Any, name: Any, kind: str, function: Function, bucket: Bucket
 ) -> None:
-    event = queue_event(bad, asked(0), asked(1), asked(2), fifo=True, groups="abca")
+    event = queue_event(bad, request(0), request(1), request(2), fifo=True, groups="abca")
     assert failed(function.invoke(event, Context())) == []
     found = {key: json.loads(content) for key, content in bucket.content().items()}
     assert set(found) == {f"queue/m{i}.json" for i in range(4)}
@@ -116,7 +116,7 @@ def test_a_permanent_failure_in_a_fifo_queue_has_an_error_result(
 def test_a_retryable_failure_blocks_its_message_group(
     cause: str, function: Function, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, decode, one = Storage.write, generation.complete_all, asked(1)
+    write, decode, one = Storage.write, generation.complete_all, request(1)
 
     def reject(self: Storage, name: str, *given: Any) -> None:
         if name == "m1.json":
@@ -137,7 +137,7 @@ def test_a_retryable_failure_blocks_its_message_group(
     else:
         one = GONE
         monkeypatch.setattr(Storage, "head", forbid)
-    event = queue_event(asked(0), one, asked(2), asked(3), "{", fifo=True, groups="aaaba")
+    event = queue_event(request(0), one, request(2), request(3), "{", fifo=True, groups="aaaba")
     assert failed(function.invoke(event, Context())) == ["m1", "m2", "m4"]
     assert set(bucket.content()) == {"queue/m0.json", "queue/m3.json"}
     monkeypatch.undo()
@@ -156,7 +156,7 @@ def test_results_of_a_group_are_written_in_order(
         ended.append(name)
 
     monkeypatch.setattr(Storage, "write", watched)
-    bodies = [asked(9 - i) if i != 4 else "{" for i in range(10)]  # the last ones finish first
+    bodies = [request(9 - i) if i != 4 else "{" for i in range(10)]  # the last ones finish first
     assert failed(function.invoke(queue_event(*bodies, fifo=True, groups="ababababab"))) == []
     for group in ([0, 2, 4, 6, 8], [1, 3, 5, 7, 9]):
         names = [f"m{i}.json" for i in group]
@@ -165,7 +165,7 @@ def test_results_of_a_group_are_written_in_order(
 
 
 def test_groups_of_a_standard_queue_have_no_order(function: Function, bucket: Bucket) -> None:
-    event = queue_event("{", asked(0), groups="aa")
+    event = queue_event("{", request(0), groups="aa")
     assert failed(function.invoke(event, Context())) == ["m0"]
     assert set(bucket.content()) == {"queue/m1.json"}
 
@@ -179,16 +179,16 @@ def test_a_result_names_its_model_and_those_of_others_are_ignored(
 
     other = Path(shutil.copytree(DEMO, tmp_path / "other"))
     (other / "generation_config.json").write_text("{}")
-    function.invoke(queue_event(asked(0)), Context())
+    function.invoke(queue_event(request(0)), Context())
     assert made_by() == demo.revision
     settings = function.settings._replace(model_dir=str(other))
-    Function(settings).invoke(queue_event(asked(0)), Context())
+    Function(settings).invoke(queue_event(request(0)), Context())
     assert made_by() == Engine.open(other).revision != demo.revision
 
 
 def test_a_result_without_a_model_is_replaced(function: Function, bucket: Bucket) -> None:
     bucket.put("queue/m0.json", b"by an earlier version")
-    function.invoke(queue_event(asked(0)), Context())
+    function.invoke(queue_event(request(0)), Context())
     assert b"generated_text" in bucket.content()["queue/m0.json"]
 
 
@@ -196,7 +196,7 @@ def test_a_result_without_a_model_is_replaced(function: Function, bucket: Bucket
 def test_messages_of_a_megabyte_are_processed_or_rejected(
     fifo: bool, function: Function, bucket: Bucket
 ) -> None:
-    padded = json.dumps(asked(0)).ljust(1 << 20)
+    padded = json.dumps(request(0)).ljust(1 << 20)
     too_long = json.dumps({"prompt": "a" * (1 << 20), "id": "x" * 50_000})
     event = queue_event(padded, too_long, fifo=fifo, groups="ab")
     assert failed(function.invoke(event, Context())) == ([] if fifo else ["m1"])
@@ -209,7 +209,7 @@ def test_near_the_deadline_all_messages_stay_in_the_queue(
     function: Function, bucket: Bucket
 ) -> None:
     function.invoke({"warmup": True}, Context())
-    reply = function.invoke(queue_event(asked(0), asked(1)), Context(0))
+    reply = function.invoke(queue_event(request(0), request(1)), Context(0))
     assert failed(reply) == ["m0", "m1"]
     assert bucket.content() == {}
 
@@ -217,12 +217,12 @@ def test_near_the_deadline_all_messages_stay_in_the_queue(
 def test_without_a_results_setting_the_batch_fails(moto: str) -> None:
     function = Function(Settings(model_dir=str(DEMO)))
     with pytest.raises(ResultsUnavailable, match="GPT2_RESULTS is not set"):
-        function.invoke(queue_event(asked(0)), Context())
+        function.invoke(queue_event(request(0)), Context())
 
 
 def test_a_missing_bucket_fails_the_batch(bucket: Bucket) -> None:
     function = Function(Settings(model_dir=str(DEMO), results="s3://nowhere-at-all/x"))
-    reply = function.invoke(queue_event(asked(0)), Context())
+    reply = function.invoke(queue_event(request(0)), Context())
     assert failed(reply) == ["m0"]
 
 
@@ -290,7 +290,7 @@ def run_a_queue(moto: str, folder: Path, count: int, kills: int, name: str) -> N
     bucket, queue = Bucket(moto, name), Queue(moto, name)
     bad = ["{", '{"prompt": 5}', '{"prompt": "a", "num_beams": 1}', '{"max_new_tokens": 1}']
     bodies = [
-        bad[i // 10 % len(bad)] if i % 10 == 3 else json.dumps(asked(i)) for i in range(count)
+        bad[i // 10 % len(bad)] if i % 10 == 3 else json.dumps(request(i)) for i in range(count)
     ]
     ids = queue.send(bodies)
     environ = CREDENTIALS | {
@@ -314,7 +314,7 @@ def run_a_queue(moto: str, folder: Path, count: int, kills: int, name: str) -> N
     engine = Engine.open(DEMO)
     for i in good:
         result = json.loads(found[f"out/{ids[i]}.json"])
-        wanted = asked(i)
+        wanted = request(i)
         alone = engine.generate(wanted["prompt"], wanted["max_new_tokens"])
         assert result["generated_text"] == alone.text
 
@@ -340,7 +340,7 @@ def run_groups(moto: str, folder: Path, count: int, kills: int, name: str) -> No
     bad += [json.dumps(GONE), json.dumps(NO_PROMPTS), "[]"]
     random = Random(11)
     bodies = [
-        bad[i % len(bad)] if random.random() < 0.2 else json.dumps(asked(i)) for i in range(count)
+        bad[i % len(bad)] if random.random() < 0.2 else json.dumps(request(i)) for i in range(count)
     ]
     groups = [random.choice("abcdefghij") for _ in bodies]
     ids = source.send(bodies, groups)
@@ -387,7 +387,7 @@ def run_groups(moto: str, folder: Path, count: int, kills: int, name: str) -> No
         if body in bad:
             assert result["error"]["type"]
         else:
-            wanted = asked(i)
+            wanted = request(i)
             alone = engine.generate(wanted["prompt"], wanted["max_new_tokens"])
             assert result["generated_text"] == alone.text
 

@@ -82,8 +82,12 @@ def test_a_failed_prompt_cancels_the_others_of_its_request(
 
 
 def test_in_a_batch_the_seed_is_derived_from_the_request(engine: Engine) -> None:
-    asked = {"prompt": "abc", "temperature": 1.0, "max_new_tokens": 20}
-    requests = [parse_request(asked), parse_request(asked), parse_request(asked | {"prompt": "x"})]
+    request_fields = {"prompt": "abc", "temperature": 1.0, "max_new_tokens": 20}
+    requests = [
+        parse_request(request_fields),
+        parse_request(request_fields),
+        parse_request(request_fields | {"prompt": "x"}),
+    ]
 
     def texts() -> list[str]:
         done = dict(complete_all(engine, Settings(), enumerate(requests), None))

@@ -72,11 +72,17 @@ def test_prompts_may_be_texts_or_ids_one_or_many(post: Post, demo: Engine) -> No
 
 
 def test_choices_are_numbered_across_prompts_and_differ(post: Post) -> None:
-    asked = {"prompt": ["The fox", "A king"], "n": 3, "best_of": 3, "temperature": 1, "seed": 5}
-    body = post(**asked, max_tokens=12)[1]
+    request_fields = {
+        "prompt": ["The fox", "A king"],
+        "n": 3,
+        "best_of": 3,
+        "temperature": 1,
+        "seed": 5,
+    }
+    body = post(**request_fields, max_tokens=12)[1]
     assert [choice["index"] for choice in body["choices"]] == list(range(6))
     assert len(set(texts(body))) == 6
-    assert texts(post(**asked, max_tokens=12)[1]) == texts(body)
+    assert texts(post(**request_fields, max_tokens=12)[1]) == texts(body)
     assert body["usage"]["prompt_tokens"] == post(prompt=["The fox", "A king"])[1]["usage"][
         "prompt_tokens"]  # fmt: skip
 
@@ -98,8 +104,8 @@ def test_the_end_of_text_token_has_finish_reason_stop_and_a_logprob(tmp_path: Pa
 
 
 def test_logprobs_of_prompt_and_text_agree_with_the_logits(post: Post, demo: Engine) -> None:
-    asked = {"prompt": "Once upon a time", "max_tokens": 3, "echo": True, "logprobs": 1}
-    (choice,) = post(**asked)[1]["choices"]
+    request_fields = {"prompt": "Once upon a time", "max_tokens": 3, "echo": True, "logprobs": 1}
+    (choice,) = post(**request_fields)[1]["choices"]
     found = choice["logprobs"]
     ids = demo.encode_prompt(choice["text"])
     rows = demo.logits(ids).astype(np.float64)
@@ -223,7 +229,7 @@ def joined(chunks: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "request_fields",
     [
         {"prompt": "The fox", "logprobs": 2},
         {"prompt": "The fox", "echo": True},
@@ -235,18 +241,23 @@ def joined(chunks: list[Any]) -> list[Any]:
     ],
 )
 def test_the_concatenated_chunks_are_the_completion(
-    function: Function, asked: dict[str, Any]
+    function: Function, request_fields: dict[str, Any]
 ) -> None:
-    whole = payload(function.invoke(http_event(path=PATH, **asked)))
-    chunks = events(function.invoke(http_event(path=PATH, stream=True, **asked)))
+    whole = payload(function.invoke(http_event(path=PATH, **request_fields)))
+    chunks = events(function.invoke(http_event(path=PATH, stream=True, **request_fields)))
     assert joined(chunks) == whole["choices"]
-    assert len(chunks) > len(whole["choices"]) or asked.get("max_tokens") == 0
+    assert len(chunks) > len(whole["choices"]) or request_fields.get("max_tokens") == 0
 
 
 def test_a_stream_is_buffered_if_the_source_does_not_stream(function: Function) -> None:
-    asked = {"prompt": ["The fox", "é\n\ndata: x"], "max_tokens": 9, "echo": True, "logprobs": 1}
-    whole = payload(function.invoke(http_event(path=PATH, **asked)))
-    chunks = events(function.invoke(http_event(path=PATH, stream=True, **asked)))
+    request_fields = {
+        "prompt": ["The fox", "é\n\ndata: x"],
+        "max_tokens": 9,
+        "echo": True,
+        "logprobs": 1,
+    }
+    whole = payload(function.invoke(http_event(path=PATH, **request_fields)))
+    chunks = events(function.invoke(http_event(path=PATH, stream=True, **request_fields)))
     assert joined(chunks) == whole["choices"]
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert all("usage" not in chunk for chunk in chunks)

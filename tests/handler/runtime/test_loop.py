@@ -145,9 +145,9 @@ def test_an_invalid_context_header_is_an_error_of_the_event(header: str, value: 
 
 def test_context_log_flushes_stdout(server: RuntimeApiServer) -> None:
     with runtime(server, OURS, FIXED) as process:
-        assert json.loads(server.invoke(b'{"do": "log", "message": "said\\n"}').body) is None
+        assert json.loads(server.invoke(b'{"do": "log", "message": "logged\\n"}').body) is None
         assert process.stdout is not None
-        assert process.stdout.readline() == "said\n"  # before the process ends
+        assert process.stdout.readline() == "logged\n"  # before the process ends
 
 
 @pytest.mark.parametrize("environment", ["", "AWS_Lambda_python3.13"])
@@ -279,13 +279,13 @@ def test_a_failed_send_closes_the_chunks() -> None:
         finally:
             closed.append(True)
 
-    def speak(listener: socket.socket) -> None:
+    def respond(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         connection.recv(1000)
         connection.close()  # with unread bytes, so that the next send fails
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=speak, args=(listener,))
+        thread = threading.Thread(target=respond, args=(listener,))
         thread.start()
         api = RuntimeApi(f"127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(RuntimeApiError, match="could not be sent"):
@@ -387,13 +387,13 @@ def test_the_runtime_exits_with_0_when_the_emulator_ends(
 def test_a_response_that_is_not_http_is_rejected() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def speak() -> None:
+    def respond() -> None:
         connection, _ = listener.accept()
         with connection:
             connection.recv(1000)
             connection.sendall(b"SSH-2.0-nonsense\r\n\r\n")
 
-    thread = threading.Thread(target=speak, daemon=True)
+    thread = threading.Thread(target=respond, daemon=True)
     thread.start()
     with pytest.raises(RuntimeApiError, match="is not an HTTP response"):
         RuntimeApi(f"127.0.0.1:{listener.getsockname()[1]}").next()

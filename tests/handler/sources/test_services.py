@@ -195,8 +195,8 @@ def check_served_or_raised(function: Function, event: Any, log: list[Any]) -> No
         assert kind == "step_functions"
         assert len(reply["results"]) == len(event["Items"])
         for item, result in zip(event["Items"], reply["results"], strict=True):
-            asked = isinstance(item, dict) or isinstance(event.get("BatchInput"), dict)
-            assert asked or result["status"] == "error"
+            is_valid = isinstance(item, dict) or isinstance(event.get("BatchInput"), dict)
+            assert is_valid or result["status"] == "error"
             assert (result["status"] == "error") == ("error" in result)
 
 

@@ -34,10 +34,10 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that continues `abc` with `hello`."""
-    return speaking(b"hello", tmp_path_factory.mktemp("model") / "speaking")
+    return write_answering_model(b"hello", tmp_path_factory.mktemp("model") / "answering")
 
 
-def speaking(text: bytes, folder: Path) -> Path:
+def write_answering_model(text: bytes, folder: Path) -> Path:
     return write_scripted_model(folder, script_for("abc", text), n_positions=64)
 
 
@@ -239,7 +239,7 @@ def test_populating_with_a_new_model_keeps_the_old_one_for_its_readers(
     function = function_for(uri, tmp_path)
     function.invoke({"populate": True})
     assert function.invoke(PROMPT)["generated_text"] == expected
-    bucket.upload(speaking(b"other", tmp_path / "other"), "m")
+    bucket.upload(write_answering_model(b"other", tmp_path / "other"), "m")
     assert function.invoke({"populate": True})["status"] == "populated"
     assert function.invoke(PROMPT)["generated_text"] == expected
     assert function_for(uri, tmp_path).invoke(PROMPT)["generated_text"] == "other"

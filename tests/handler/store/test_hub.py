@@ -118,10 +118,10 @@ def test_only_model_files_of_one_commit_are_downloaded(
     manifest = read_manifest(result.path)
     assert manifest is not None
     assert manifest.source == f"hf://owner/name@{COMMIT}"
-    asked = [entry.path for entry in hub.hub.log if "/resolve/" in entry.path]
-    assert asked
-    assert all(f"/resolve/{COMMIT}/" in path for path in asked)
-    assert not [path for path in asked if path.endswith((".bin", ".md"))]
+    requested = [entry.path for entry in hub.hub.log if "/resolve/" in entry.path]
+    assert requested
+    assert all(f"/resolve/{COMMIT}/" in path for path in requested)
+    assert not [path for path in requested if path.endswith((".bin", ".md"))]
     assert sorted(path.name for path in (tmp_path / "root").iterdir()) == ["CURRENT", "revisions"]
 
 

@@ -34,13 +34,13 @@ POPULATE = COLD_START % {"populate": True}
 WRITERS = 16
 
 
-def speaking(text: bytes, folder: Path) -> Path:
+def write_answering_model(text: bytes, folder: Path) -> Path:
     return write_scripted_model(folder, script_for("abc", text), n_positions=64)
 
 
 @pytest.fixture(scope="module")
 def hello(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return speaking(b"hello", tmp_path_factory.mktemp("models") / "hello")
+    return write_answering_model(b"hello", tmp_path_factory.mktemp("models") / "hello")
 
 
 def start(code: str, environ: dict[str, str]) -> "subprocess.Popen[str]":
@@ -54,7 +54,7 @@ def start(code: str, environ: dict[str, str]) -> "subprocess.Popen[str]":
     )
 
 
-def said(process: "subprocess.Popen[str]") -> str:
+def output_of(process: "subprocess.Popen[str]") -> str:
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     return out.strip()
@@ -98,7 +98,7 @@ def kill_and_recover(
         assert processes[0].returncode == -9
     assert resolve(str(root)) is None  # nothing was published
     with FaultProxy(upstream) as proxy:
-        text = said(start(GENERATE, through(proxy)))
+        text = output_of(start(GENERATE, through(proxy)))
     assert is_clean(root)
     stray = [p for p in cache.rglob("*") if p.name.endswith((".part", ".incomplete", ".hub"))]
     assert stray == []
@@ -145,7 +145,7 @@ def many(code: str, environ: dict[str, str], root: Path) -> list[str]:
             next(p for p in processes if p.poll() is None).wait(0.02)
         except (StopIteration, subprocess.TimeoutExpired):
             continue
-    return [said(process) for process in processes]
+    return [output_of(process) for process in processes]
 
 
 def test_concurrent_cold_starts_on_an_empty_cache_all_succeed(
@@ -177,7 +177,7 @@ def test_concurrent_populates_of_one_volume_all_succeed(
     assert set(statuses) <= {"populated", "unchanged"}
     assert "populated" in statuses
     assert is_clean(tmp_path / "volume")
-    assert said(start(GENERATE, environ)) == "hello"
+    assert output_of(start(GENERATE, environ)) == "hello"
 
 
 READ_OFTEN = """
@@ -200,7 +200,7 @@ def test_readers_always_see_a_complete_model_while_others_are_published(
     volume = tmp_path / "volume"
     uris = [
         bucket.upload(hello, "hello"),
-        bucket.upload(speaking(b"other", tmp_path / "other"), "other"),
+        bucket.upload(write_answering_model(b"other", tmp_path / "other"), "other"),
     ]
     to_directory(uris[0], str(volume))
     readers = [start(READ_OFTEN % str(volume), {}) for _ in range(4)]
@@ -208,7 +208,7 @@ def test_readers_always_see_a_complete_model_while_others_are_published(
     while any(reader.poll() is None for reader in readers):
         turns += 1
         to_directory(uris[turns % 2], str(volume))
-    texts = [text for reader in readers for text in said(reader).splitlines()]
+    texts = [text for reader in readers for text in output_of(reader).splitlines()]
     assert len(texts) >= 240
     assert set(texts) == {"hello", "other"}
     assert is_clean(volume, revisions=2)

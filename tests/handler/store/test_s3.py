@@ -96,8 +96,8 @@ def test_the_manifest_of_the_source_is_kept_and_names_the_revision(
     done = download(uri, tmp_path, pin=hashlib.sha256(manifest).hexdigest())
     assert done.digest == hashlib.sha256(manifest).hexdigest()
     assert (Path(done.path) / MANIFEST_FILE).read_bytes() == manifest
-    asked = {entry.path.split("/")[-1] for entry in proxy.log if entry.method == "HEAD"}
-    assert asked <= {MANIFEST_FILE}  # S3 has no more information
+    requested = {entry.path.split("/")[-1] for entry in proxy.log if entry.method == "HEAD"}
+    assert requested <= {MANIFEST_FILE}  # S3 has no more information
 
 
 def test_shards_arrive_with_their_index(
