@@ -142,14 +142,16 @@ def test_settings_md_has_the_defaults_of_settings_py(variable: str, field: str) 
     assert _default(variable) == str(getattr(Settings(), field))
 
 
-def test_settings_md_has_the_time_that_each_http_source_waits() -> None:
-    waits = {
+def test_settings_md_has_the_timeout_of_each_http_source() -> None:
+    sources = {
         "HTTP API": http.HttpApi,
         "REST API": http.RestApi,
         "ALB": http.LoadBalancer,
         "Function URL": http.FunctionUrl,
     }
-    expected = ", ".join(f"{name} {kind.waits_s or 'none'}" for name, kind in waits.items())
+    expected = ", ".join(
+        f"{name} {kind.default_timeout_s or 'none'}" for name, kind in sources.items()
+    )
     assert _default("GPT2_HTTP_TIMEOUT") == expected
 
 

@@ -60,9 +60,7 @@ def test_the_docs_contain_commands() -> None:
 
 @needs_curl
 @pytest.mark.parametrize("command", CURLS)
-def test_curl_commands_in_the_docs_work_with_the_local_server(
-    command: str, address: str
-) -> None:
+def test_curl_commands_in_the_docs_work_with_the_local_server(command: str, address: str) -> None:
     assert "text" in run(command.replace(LOCAL, address))
 
 

@@ -16,7 +16,7 @@ from tests.support.docs import agrees, numbers, page, sentence_with, table
 
 RESULTS = ROOT / "bench" / "results"
 PERFORMANCE = "docs/performance.md"
-CONTESTANTS = {
+IMPLEMENTATIONS = {
     "ours, int8": "ours int8",
     "ours, bf16": "ours bf16",
     "ours, f32": "ours f32",
@@ -39,8 +39,8 @@ def result(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def contestant(name: str) -> str:
-    return CONTESTANTS[name.partition(" (")[0]]
+def implementation(name: str) -> str:
+    return IMPLEMENTATIONS[name.partition(" (")[0]]
 
 
 def assert_spread(cell: str, measured: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ def test_cold_starts(name: str, header: str) -> None:
     rows = table(name, header)
     assert len(rows) >= 6
     for row, (spread, *ratios) in rows.items():
-        found = measured[contestant(row)]
+        found = measured[implementation(row)]
         assert_spread(spread, found)
         for figure, reference in zip(ratios, ("ours int8", "ours f32"), strict=False):
             assert agrees(figure, found["times_of"][reference]), (row, figure)
@@ -72,12 +72,12 @@ def test_cold_starts(name: str, header: str) -> None:
 def test_cold_starts_without_the_page_cache() -> None:
     measured = result("cold_start")["evicted"]
     rows = table(PERFORMANCE, "model files not in the page cache")
-    assert {contestant(row) for row in rows} == set(measured)
+    assert {implementation(row) for row in rows} == set(measured)
     for row, (spread,) in rows.items():
-        assert_spread(spread, measured[contestant(row)])
+        assert_spread(spread, measured[implementation(row)])
 
 
-def test_float32_contestants_give_the_same_text() -> None:
+def test_float32_implementations_give_the_same_text() -> None:
     measured = result("cold_start")
     assert {name for name in measured["warm"] if name.endswith("f32")} <= set(measured["same_text"])
 
@@ -111,7 +111,7 @@ def test_warm_tokens_prompts_and_prompts_together() -> None:
     for row, cells in table(PERFORMANCE, "| a token |").items():
         for cell, (measured, field) in zip(cells, columns, strict=True):
             if cell:
-                found = measured[contestant(row)][field]
+                found = measured[implementation(row)][field]
                 assert agrees(cell.removesuffix("/s"), found), (row, cell, found)
                 checked += 1
     assert checked >= 50
@@ -192,8 +192,8 @@ def test_a_token_in_the_costs_of_memory() -> None:
 def test_larger_shapes() -> None:
     measured = result("sizes")["355M"]
     for row, (cold, token) in table(PERFORMANCE, "355M parameters").items():
-        assert agrees(cold, measured["cold_start"][contestant(row)]["median_ms"])
-        assert agrees(token, measured["token"][contestant(row)]["median_ms"])
+        assert agrees(cold, measured["cold_start"][implementation(row)]["median_ms"])
+        assert agrees(token, measured["token"][implementation(row)]["median_ms"])
 
 
 def test_downloads() -> None:
