@@ -13,8 +13,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gpt2core.errors import CheckpointError
-from handler import app, generation, invoke, telemetry
+from handler import app, invoke, telemetry
 from handler.app import Function
+from handler.batch import request_batch
 from handler.dialects.native import Native
 from handler.errors import InternalError, ModelUnavailable, UnsupportedEvent
 from handler.runtime.payload import encoded
@@ -311,7 +312,7 @@ def test_requests_over_the_limits_are_rejected_instead_of_clamped(model_dir: Pat
     assert "the limit is 4" in function.invoke({"inputs": "abcde"})["error"]
     larger = Function(Settings(model_dir=str(model_dir), max_new_tokens=5000))
     error = larger.invoke({"prompt": "abcd", "max_new_tokens": 65})["error"]
-    assert "the limit of 64" in error["message"]  # the context is still a limit
+    assert "the limit is 64" in error["message"]  # the context is still a limit
     assert "the limit is 4" in function.invoke({"prompt": "a" * 100})["error"]["message"]
 
 
@@ -440,7 +441,7 @@ def decoding(model_dir: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) 
     function = Function(one_by_one)
     function.model.open(Timings())
     clock = Clock(monkeypatch, 1.0)
-    for module in (app, generation, invoke):
+    for module in (app, invoke, request_batch):
         monkeypatch.setattr(module, "monotonic", lambda: clock.now)
     return function, clock
 

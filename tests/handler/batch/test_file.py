@@ -14,9 +14,9 @@ import pytest
 from botocore.stub import Stubber
 
 from gpt2core import Engine
-from handler import app, generation, invoke
+from handler import app, invoke
 from handler.app import Function
-from handler.batch import file, result_file
+from handler.batch import file, request_batch, result_file
 from handler.batch.storage import Storage
 from handler.errors import ObjectGone, ObjectUnavailable, Unfinished, UnsupportedObject
 from handler.items import S3Object
@@ -158,7 +158,7 @@ def test_a_retry_continues_after_the_deadline(
     function: Function, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, 1.0)  # only passes over the weights take time, a second each
-    for module in (app, generation, file, invoke):
+    for module in (app, file, invoke, request_batch):
         monkeypatch.setattr(module, "monotonic", lambda: clock.now)
     event = put(bucket, "a.jsonl.gz", gzip.compress(b"\n".join(map(line, range(400)))))
     done = 0

@@ -12,9 +12,8 @@ from urllib.error import URLError
 import pytest
 
 from gpt2core import Engine
-from handler import generation
 from handler.app import Function
-from handler.batch import queue
+from handler.batch import queue, request_batch
 from handler.batch.storage import Storage
 from handler.errors import ObjectUnavailable, ResultsUnavailable, Unfinished
 from handler.settings import Settings
@@ -116,7 +115,7 @@ def test_a_permanent_failure_in_a_fifo_queue_has_an_error_result(
 def test_a_retryable_failure_blocks_its_message_group(
     cause: str, function: Function, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, decode, one = Storage.write, generation.complete_all, request(1)
+    write, decode, one = Storage.write, request_batch.complete_all, request(1)
 
     def reject(self: Storage, name: str, *given: Any) -> None:
         if name == "m1.json":
