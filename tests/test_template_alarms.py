@@ -31,7 +31,7 @@ def alarms(stack: Stack) -> dict[str, Alarm]:
     return {n: Alarm(p) for n, p in stack.of_type("AWS::CloudWatch::Alarm").items()}
 
 
-def answering() -> dict[str, Alarm]:
+def main_alarms() -> dict[str, Alarm]:
     return alarms(everything().nested("AlarmStack"))
 
 
@@ -62,7 +62,7 @@ def every(seconds: float, count: int, value: float = 1.0) -> dict[float, float]:
 
 
 def test_every_alarm_is_tested_here() -> None:
-    assert answering().keys() == {"Crashes", "FailedRequests", "Throttles", "UrlErrors"}
+    assert main_alarms().keys() == {"Crashes", "FailedRequests", "Throttles", "UrlErrors"}
     assert endpoints().keys() == {*ENDPOINTS}
     assert batches().keys() == {
         "Crashes", "FailedMessages", "Throttles", "FailedFiles", "DeadLetters", "OldMessages",
@@ -100,7 +100,7 @@ def test_alarms_use_the_metrics_that_the_function_writes(
         for metric in directive["Metrics"]
         for dimensions in directive["Dimensions"]
     }
-    watched = answering()["FailedRequests"].metrics | batches()["FailedMessages"].metrics
+    watched = main_alarms()["FailedRequests"].metrics | batches()["FailedMessages"].metrics
     assert watched <= written
     assert all("FunctionName" in dimensions for dimensions in directive["Dimensions"])
 
@@ -108,7 +108,7 @@ def test_alarms_use_the_metrics_that_the_function_writes(
 def test_two_stacks_do_not_share_a_metric() -> None:
     own = {"FunctionName": "<Function>", "ApiId": "<Api>", "ApiName": "gpt2",
            "StateMachineArn": "<Batches>"}  # fmt: skip
-    for alarm in [*answering().values(), *endpoints().values(), *batches().values()]:
+    for alarm in [*main_alarms().values(), *endpoints().values(), *batches().values()]:
         for metric in alarm.metrics:
             ((name, value),) = metric.dimensions
             assert value == own.get(name) or value in {
@@ -118,13 +118,13 @@ def test_two_stacks_do_not_share_a_metric() -> None:
 
 @pytest.mark.parametrize("timeout", [29.0, INVOKE])
 def test_crashes_fire_at_any_time(timeout: float) -> None:
-    alarm = answering()["Crashes"]
+    alarm = main_alarms()["Crashes"]
     assert alarm.fires(points(alarm, every(MINUTE, 3), late=timeout + MINUTE), HOUR)
     assert not alarm.fires(points(alarm, {MINUTE: 1}, late=timeout + MINUTE), HOUR)
 
 
 def test_an_unavailable_model_fires_within_ten_minutes() -> None:
-    alarm = answering()["FailedRequests"]
+    alarm = main_alarms()["FailedRequests"]
     # The canary's proportion of the requests varies per minute.
     canary = outcome(alarm, every(MINUTE, 10, 100.0), every(MINUTE, 10, 7.0))
     assert alarm.fires(canary, 5 * MINUTE)
@@ -133,7 +133,7 @@ def test_an_unavailable_model_fires_within_ten_minutes() -> None:
 
 
 def test_a_few_invalid_requests_do_not_fire() -> None:
-    alarm = answering()["FailedRequests"]
+    alarm = main_alarms()["FailedRequests"]
     assert not alarm.fires(outcome(alarm, every(MINUTE, 60, 100.0), every(MINUTE, 60, 3.0)), HOUR)
     assert not alarm.fires(outcome(alarm, every(MINUTE, 60, 0.0), {}), HOUR)
     once = outcome(alarm, every(MINUTE, 60), {MINUTE: 1.0, 9 * MINUTE: 1.0})
@@ -142,7 +142,7 @@ def test_a_few_invalid_requests_do_not_fire() -> None:
 
 @pytest.mark.parametrize("name", ["Throttles", "UrlErrors", *ENDPOINTS])
 def test_persistent_rejections_fire(name: str) -> None:
-    alarm = (endpoints() if name in ENDPOINTS else answering())[name]
+    alarm = (endpoints() if name in ENDPOINTS else main_alarms())[name]
     assert alarm.fires(points(alarm, every(MINUTE, 3)), 5 * MINUTE)
     assert not alarm.fires(points(alarm, {MINUTE: 50}), HOUR)
     assert not alarm.fires(points(alarm, every(MINUTE, 60, 0.0)), 2 * HOUR)

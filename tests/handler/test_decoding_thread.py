@@ -39,13 +39,13 @@ class Gate:
         """How many sequences entered each pass."""
         self.fail: BaseException | None = None
         """What the passes raise from now on, once."""
-        self._begun = threading.Semaphore(0)
+        self._started = threading.Semaphore(0)
         self._allowed = threading.Semaphore(0)
         forward = scheduler.hidden_states
 
         def gated(weights: Any, config: Any, sequences: Any, caches: Any) -> Any:
             self.sequences.append(len(sequences))
-            self._begun.release()
+            self._started.release()
             assert self._allowed.acquire(timeout=TIMEOUT)
             failure, self.fail = self.fail, None
             if failure:
@@ -56,15 +56,15 @@ class Gate:
 
     def wait(self) -> None:
         """Wait until one more pass has started."""
-        assert self._begun.acquire(timeout=TIMEOUT)
+        assert self._started.acquire(timeout=TIMEOUT)
 
-    def let(self, passes: int) -> None:
+    def permit(self, passes: int) -> None:
         """Permit this many passes."""
         self._allowed.release(passes)
 
     def open(self) -> None:
         """Permit all passes."""
-        self.let(10_000)
+        self.permit(10_000)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_failed_pass_fails_all_active_requests_but_not_the_next(
         gate.wait()
         second = callers.submit(decode, thread, [2])
         until(thread._submitted.qsize)
-        gate.let(1)  # then both are in the next pass
+        gate.permit(1)  # then both are in the next pass
         gate.wait()
         gate.fail = failure
         gate.open()
@@ -133,44 +133,44 @@ def test_a_failed_pass_fails_all_active_requests_but_not_the_next(
 
 
 @pytest.fixture
-def url(
+def send(
     model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., http.client.HTTPConnection]]:
-    """The URL of a local server in this process with at most two active requests."""
+    """A function that sends a prompt to a local server with at most two active requests."""
     function = Function(Settings(model_dir=str(model_dir), max_waiting=2))
     function.is_concurrent = True
     monkeypatch.setattr(app, "function", function)
     with server.Server(0) as local, ExitStack() as connections:
         threading.Thread(target=local.serve_forever, daemon=True).start()
 
-        def ask(prompt: str, max_new_tokens: int = 9) -> http.client.HTTPConnection:
+        def send(prompt: str, max_new_tokens: int = 9) -> http.client.HTTPConnection:
             connection = http.client.HTTPConnection("127.0.0.1", local.server_port, timeout=TIMEOUT)
             body = json.dumps({"prompt": prompt, "max_new_tokens": max_new_tokens})
             connections.callback(connection.close)
             connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
             return connection
 
-        yield ask
+        yield send
         local.shutdown()
 
 
-def test_a_request_over_the_limit_is_a_429_with_retry_after(url: Any, gate: Gate) -> None:
-    waiting = [url("a")]
+def test_a_request_over_the_limit_is_a_429_with_retry_after(send: Any, gate: Gate) -> None:
+    waiting = [send("a")]
     gate.wait()
-    waiting.append(url("b"))
+    waiting.append(send("b"))
     until(lambda: app.function.active_requests == 2)
-    rejected = url("c").getresponse()
+    rejected = send("c").getresponse()
     assert (rejected.status, rejected.headers["Retry-After"]) == (429, "1")
     error = json.loads(rejected.read())["error"]
     assert error["type"] == "TooManyRequests"
     assert "2" in error["message"]
     gate.open()
     assert [connection.getresponse().status for connection in waiting] == [200, 200]
-    assert url("c").getresponse().status == 200
+    assert send("c").getresponse().status == 200
 
 
 def test_the_sequence_of_a_disconnected_client_is_cancelled(
-    url: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    send: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cancelled = threading.Event()
     cancel = scheduler.Scheduler.cancel
@@ -181,23 +181,23 @@ def test_the_sequence_of_a_disconnected_client_is_cancelled(
         return done
 
     monkeypatch.setattr(scheduler.Scheduler, "cancel", watched)
-    leaves = url("a", 60)
+    leaves = send("a", 60)
     gate.wait()
     leaves.sock.shutdown(socket.SHUT_RDWR)
     leaves.close()
     gate.open()
     assert cancelled.wait(TIMEOUT)
-    assert url("b").getresponse().status == 200
+    assert send("b").getresponse().status == 200
     assert app.function.decoding_thread is not None
     assert len(app.function.decoding_thread._scheduler) == 0
 
 
 def test_eight_concurrent_requests_get_the_same_texts_as_alone(
-    url: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    send: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app.function, "settings", app.function.settings._replace(max_waiting=8))
     prompts = [f"{i} tales" for i in range(8)]
     with ThreadPoolExecutor(8) as clients:
-        replies = list(clients.map(lambda prompt: url(prompt, 30).getresponse().read(), prompts))
+        replies = list(clients.map(lambda prompt: send(prompt, 30).getresponse().read(), prompts))
     texts = [json.loads(reply)["generated_text"] for reply in replies]
     assert texts == [engine.generate(prompt, 30).text for prompt in prompts]

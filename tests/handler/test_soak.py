@@ -27,7 +27,7 @@ CONNECTIONS = 16
 PROMPTS = ("Once upon a time", "The wolf", "A king", "She said: é", "x", "The old woman said")
 LENGTHS = (1, 8, 40)
 JSON = {"Content-Type": "application/json"}
-BAD = (
+INVALID = (
     ("POST", "/generate", b"{", 400),
     ("POST", "/generate", b'{"prompt": 5}', 400),
     ("POST", "/generate", b'{"prompt": "x", "unknown": 1}', 400),
@@ -48,7 +48,7 @@ class Clients:
         self.over = threading.Event()
         self.seen: Counter[str] = Counter()
         self.kinds: tuple[Callable[[random.Random], None], ...] = (
-            self.good, self.good, self.streamed, self.bad, self.slow, self.vanishing,
+            self.valid, self.valid, self.streamed, self.invalid, self.slow, self.disconnecting,
         )  # fmt: skip
 
     def run(self, number: int) -> None:
@@ -59,7 +59,7 @@ class Clients:
             kind(chance)
             self.seen[kind.__name__] += 1
 
-    def ask(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+    def send(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         connection.request(method, path, body, JSON)
         reply = connection.getresponse()
@@ -81,19 +81,19 @@ class Clients:
         path = chance.choice(list(dialects))
         return path, json.dumps(dialects[path] | fields).encode(), self.expected[prompt, length]
 
-    def good(self, chance: random.Random) -> None:
+    def valid(self, chance: random.Random) -> None:
         path, body, expected = self.request(chance)
-        status, found = self.ask("POST", path, body)
+        status, found = self.send("POST", path, body)
         assert (status, text_of(json.loads(found))) == (200, expected)
 
     def streamed(self, chance: random.Random) -> None:
         path, body, expected = self.request(chance, stream=True)
-        status, found = self.ask("POST", path, body)
+        status, found = self.send("POST", path, body)
         assert (status, streamed_text(found.decode())) == (200, expected)
 
-    def bad(self, chance: random.Random) -> None:
-        method, path, body, status = chance.choice(BAD)
-        assert self.ask(method, path, body)[0] == status
+    def invalid(self, chance: random.Random) -> None:
+        method, path, body, status = chance.choice(INVALID)
+        assert self.send(method, path, body)[0] == status
 
     def slow(self, chance: random.Random) -> None:
         """Send the request and read the stream in small pieces."""
@@ -111,7 +111,7 @@ class Clients:
         events = [line for line in found.decode().split("\n") if line.startswith("data: ")]
         assert streamed_text("\n\n".join([*events, ""])) == expected
 
-    def vanishing(self, chance: random.Random) -> None:
+    def disconnecting(self, chance: random.Random) -> None:
         """Disconnect during the request, while waiting, or during the stream."""
         path, body, _ = self.request(chance, stream=chance.random() < 0.5)
         with self.connect() as connection:

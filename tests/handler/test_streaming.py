@@ -123,12 +123,12 @@ def test_a_direct_invoke_gets_its_stream_as_one_string(function: Function) -> No
 def test_an_error_in_a_buffered_stream_is_a_reply_with_its_status(
     function: Function, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    breaks_at(monkeypatch, 3)
+    fail_pass(monkeypatch, 3)
     reply = function.invoke(http_event(source="api", stream=True, **NATIVE))
     assert (reply["statusCode"], payload(reply)["error"]["type"]) == (503, "CheckpointError")
 
 
-def breaks_at(monkeypatch: pytest.MonkeyPatch, number: int, error: Exception | None = None) -> None:
+def fail_pass(monkeypatch: pytest.MonkeyPatch, number: int, error: Exception | None = None) -> None:
     """Make the pass `number` from now on fail."""
     step, count = Scheduler.step, iter(range(1, 1000))
 
@@ -155,7 +155,7 @@ class Gate:
 
         monkeypatch.setattr(Scheduler, "step", gated)
 
-    def let(self, passes: int) -> None:
+    def permit(self, passes: int) -> None:
         for _ in range(passes):
             self._open.put(None)
 
@@ -212,7 +212,7 @@ def test_each_event_is_sent_before_the_next_token_is_computed(
     shared: Function, gate: Gate, path: str, fields: dict[str, Any], events: int
 ) -> None:
     with serving(shared.invoke) as port:
-        gate.let(1)
+        gate.permit(1)
         connection, response = open_stream(port, fields, path)
         assert response.getheader("Transfer-Encoding") == "chunked"
         timing = response.getheader("Server-Timing") or ""
@@ -220,7 +220,7 @@ def test_each_event_is_sent_before_the_next_token_is_computed(
         assert "decode;dur=0," in timing
         event_of(response)
         for _ in range(7):  # each pass is permitted after the previous token has been read
-            gate.let(1)
+            gate.permit(1)
             event_of(response)
         for _ in range(events - 8):
             event_of(response)
@@ -230,12 +230,12 @@ def test_each_event_is_sent_before_the_next_token_is_computed(
 
 def test_a_disconnected_client_cancels_its_sequence(shared: Function, gate: Gate) -> None:
     with serving(shared.invoke) as port:
-        gate.let(1)
+        gate.permit(1)
         connection, response = open_stream(port, {**NATIVE, "max_new_tokens": 100})
         event_of(response)
         response.close()
         connection.close()
-        gate.let(3)  # of a hundred
+        gate.permit(3)  # of a hundred
         until(lambda: shared.active_requests == 0)
         assert gate.passes <= 4
 
@@ -251,7 +251,7 @@ def test_an_error_during_a_stream_is_an_event(
         ({"prompt": "Once"}, "/v1/completions", {"error": {"type": "server_error"}}),
     ):
         with serving(function.invoke) as port, monkeypatch.context() as patch:
-            breaks_at(patch, 3)
+            fail_pass(patch, 3)
             connection, response = open_stream(port, fields, path)
             assert response.status == 200
             event_of(response)
@@ -369,11 +369,11 @@ def test_each_frame_is_sent_before_the_next_token_is_computed(
     framing: Function, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
-    gate.let(1)
+    gate.permit(1)
     chunks = framed(framing, NATIVE)
     assert next(chunks).endswith(bytes(8))
     assert data(next(chunks).decode())[0].keys() == {"token"}
-    gate.let(7)
+    gate.permit(7)
     assert len(list(chunks)) == 8
 
 
@@ -394,7 +394,7 @@ def test_closing_a_framed_stream_ends_it(
 def test_an_error_during_a_framed_stream_is_sent_in_the_trailers(
     framing: Function, lambda_api: RuntimeApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    breaks_at(monkeypatch, 3)
+    fail_pass(monkeypatch, 3)
     body = json.dumps(http_event(source="url", stream=True, **NATIVE)).encode()
     deadline = {"lambda-runtime-deadline-ms": str(int(1000 * (time() + 60)))}
     api = RuntimeApi(lambda_api.address)
@@ -412,7 +412,7 @@ def test_an_error_during_a_framed_stream_is_sent_in_the_trailers(
 def test_unexpected_errors_are_reported_without_their_message(
     framing: Function, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    breaks_at(monkeypatch, 2, RuntimeError("a prompt"))
+    fail_pass(monkeypatch, 2, RuntimeError("a prompt"))
     *_, last = take(framed(framing, NATIVE), 3)
     assert data(last.decode())[0]["error"]["type"] == "InternalError"
     assert "a prompt" not in last.decode() + capsys.readouterr().err
@@ -425,7 +425,7 @@ def take(chunks: Iterator[bytes], count: int) -> list[bytes]:
 def test_an_error_in_a_framed_stream_is_an_event_and_then_raised(
     framing: Function, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    breaks_at(monkeypatch, 2)
+    fail_pass(monkeypatch, 2)
     chunks = framed(framing, NATIVE)
     _, token, error = (chunk.decode() for chunk in take(chunks, 3))
     assert (data(token)[0].keys(), data(error)[0].keys()) == ({"token"}, {"error"})

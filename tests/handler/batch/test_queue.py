@@ -243,7 +243,7 @@ def test_the_log_has_ids_and_error_types_but_no_text(
     assert (line["Source"], line["Requests"], line["Errors"]) == ("sqs", 5, 4)
 
 
-class Restarting:
+class RestartingFunction:
     """The function under AWS's emulator, killed at pseudo-random times and restarted."""
 
     def __init__(self, folder: Path, environ: dict[str, str], seed: int, kills: int) -> None:
@@ -297,7 +297,7 @@ def run_a_queue(moto: str, folder: Path, count: int, kills: int, name: str) -> N
         "GPT2_RESULTS": f"s3://{name}/out",
         "AWS_LAMBDA_FUNCTION_TIMEOUT": "30",
     }
-    function = Restarting(folder, environ, seed=7, kills=kills)
+    function = RestartingFunction(folder, environ, seed=7, kills=kills)
     try:
         polls = 0
         while queue.poll(function.invoke):
@@ -348,7 +348,7 @@ def run_groups(moto: str, folder: Path, count: int, kills: int, name: str) -> No
         "GPT2_RESULTS": f"s3://{name}/out",
         "AWS_LAMBDA_FUNCTION_TIMEOUT": "30",
     }
-    function = Restarting(folder, environ, seed=7, kills=kills)
+    function = RestartingFunction(folder, environ, seed=7, kills=kills)
     acknowledged: list[str] = []
     written: dict[str, bytes] = {}
 

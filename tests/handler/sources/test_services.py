@@ -166,7 +166,7 @@ def mutated(draw: st.DrawFn) -> Any:
     return event
 
 
-def check_served_or_raised(function: Function, event: Any, log: list[Any]) -> None:
+def check_processed_or_rejected(function: Function, event: Any, log: list[Any]) -> None:
     log.clear()
     reply, raised = None, ""
     try:
@@ -215,7 +215,7 @@ SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 @hypothesis_settings(max_examples=300, suppress_health_check=SUPPRESSED)
 @given(mutated())
 def test_any_event_is_processed_or_rejected(function: Function, log: list[Any], event: Any) -> None:
-    check_served_or_raised(function, event, log)
+    check_processed_or_rejected(function, event, log)
 
 
 @pytest.mark.slow
@@ -225,4 +225,4 @@ def test_any_event_is_processed_or_rejected(function: Function, log: list[Any], 
 def test_many_events_are_processed_or_rejected(
     function: Function, log: list[Any], event: Any
 ) -> None:
-    check_served_or_raised(function, event, log)
+    check_processed_or_rejected(function, event, log)

@@ -234,7 +234,7 @@ def test_a_restarted_file_is_hashed_from_the_start(hub: Local, repo: Path, tmp_p
     """Smaller chunks than the client's 10 MB, so that it resumes a small file."""
     ranges = []
 
-    def whole_and_wrong(handler: Handler, response: Response) -> None:
+    def complete_but_wrong(handler: Handler, response: Response) -> None:
         ranges.append(handler.headers["Range"])
         whole = handler.upstream(b"", {})
         wrong = bytearray(whole.body)
@@ -242,7 +242,7 @@ def test_a_restarted_file_is_hashed_from_the_start(hub: Local, repo: Path, tmp_p
         handler.send(Response(200, whole.headers, bytes(wrong)))
 
     hub.cdn.inject("GET", WEIGHTS, truncate(50_000))
-    hub.cdn.inject("GET", WEIGHTS, whole_and_wrong)
+    hub.cdn.inject("GET", WEIGHTS, complete_but_wrong)
     code = (
         "import sys, huggingface_hub.constants as constants\n"
         "constants.DOWNLOAD_CHUNK_SIZE = 8192\n"

@@ -85,7 +85,7 @@ def kill_and_recover(
     environ = environ | {"GPT2_MODEL_URI": uri, "GPT2_CACHE_DIR": str(cache)}
     environ["GPT2_MODEL_DIR"] = str(tmp_path / "none")
 
-    def through(proxy: FaultProxy) -> dict[str, str]:
+    def environ_for(proxy: FaultProxy) -> dict[str, str]:
         if hub:  # another origin for the client, but the same proxy
             hub.cdn = f"localhost:{proxy.server_port}"
         return environ | {"AWS_ENDPOINT_URL_S3": proxy.url, "HF_ENDPOINT": proxy.url}
@@ -93,12 +93,12 @@ def kill_and_recover(
     with FaultProxy(upstream) as proxy:
         processes: list[subprocess.Popen[str]] = []
         proxy.kill_after(draw.randrange(1, total), lambda: processes[0].pid)
-        processes.append(start(GENERATE, through(proxy)))
+        processes.append(start(GENERATE, environ_for(proxy)))
         processes[0].communicate(timeout=100)
         assert processes[0].returncode == -9
     assert resolve(str(root)) is None  # nothing was published
     with FaultProxy(upstream) as proxy:
-        text = output_of(start(GENERATE, through(proxy)))
+        text = output_of(start(GENERATE, environ_for(proxy)))
     assert is_clean(root)
     stray = [p for p in cache.rglob("*") if p.name.endswith((".part", ".incomplete", ".hub"))]
     assert stray == []

@@ -39,7 +39,7 @@ def manifest_of(model: int = 0) -> bytes:
     return manifest_bytes(files, f"tests/{model}")
 
 
-def arrive(staging: Staging, file: RemoteFile, content: bytes) -> int:
+def write_missing(staging: Staging, file: RemoteFile, content: bytes) -> int:
     """Write the missing part of `content`, like a download; returns the bytes that existed."""
     with closing(staging.part(file)) as part:
         there = part.size
@@ -54,7 +54,7 @@ def arrive(staging: Staging, file: RemoteFile, content: bytes) -> int:
 def fill(staging: Staging, model: int = 0, names: tuple[str, ...] = NAMES) -> int:
     """Write all files; returns how many were incomplete."""
     contents = {name: content_of(name, model) for name in names}
-    there = [arrive(staging, remote_file(name, model), contents[name]) for name in names]
+    there = [write_missing(staging, remote_file(name, model), contents[name]) for name in names]
     return sum(len(contents[name]) > size for name, size in zip(names, there, strict=True))
 
 
@@ -126,11 +126,11 @@ def test_a_file_in_the_way_of_a_revision_is_replaced(tmp_path: Path) -> None:
 def test_the_next_download_resumes_a_failed_one(tmp_path: Path) -> None:
     first = Staging(str(tmp_path))
     fill(first, names=NAMES[:2])
-    arrive(first, remote_file(NAMES[2]), content_of(NAMES[2])[:50])
+    write_missing(first, remote_file(NAMES[2]), content_of(NAMES[2])[:50])
     first.close()
     second = Staging(str(tmp_path))
     assert fill(second, names=NAMES[:2]) == 0
-    assert arrive(second, remote_file(NAMES[2]), content_of(NAMES[2])) == 50
+    assert write_missing(second, remote_file(NAMES[2]), content_of(NAMES[2])) == 50
     publish(second)
     second.close()
     assert is_whole(tmp_path)
@@ -151,13 +151,13 @@ def test_partial_files_that_do_not_match_their_journal_are_not_used(
 
 def test_bytes_after_the_last_journal_entry_are_downloaded_again(tmp_path: Path) -> None:
     first = Staging(str(tmp_path))
-    arrive(first, remote_file(NAMES[0]), content_of(NAMES[0])[:50])
+    write_missing(first, remote_file(NAMES[0]), content_of(NAMES[0])[:50])
     first.close()
     (path,) = (tmp_path / "incoming").glob("*/parts/*")
     with path.open("ab") as file:
         file.write(b"of a writer that was killed")
     staging = Staging(str(tmp_path))
-    assert arrive(staging, remote_file(NAMES[0]), content_of(NAMES[0])) == 50
+    assert write_missing(staging, remote_file(NAMES[0]), content_of(NAMES[0])) == 50
     assert fill(staging) == 2
     publish(staging)
     assert is_whole(tmp_path)

@@ -33,7 +33,7 @@ def uri(bucket: Bucket, model_dir: Path) -> str:
     return bucket.upload(model_dir, "models/gpt2")
 
 
-def etags_of_another_kind(handler: Handler, response: Response) -> None:
+def non_md5_etags(handler: Handler, response: Response) -> None:
     """A store whose ETags have 32 hex digits but are not MD5: moto's, reversed."""
 
     def backwards(text: str) -> str:
@@ -59,8 +59,8 @@ def test_an_etag_other_than_md5_causes_at_most_one_more_download(
 ) -> None:
     if with_manifest:
         bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest_of(model_dir))
-    proxy.inject("GET", "", etags_of_another_kind, times=999)
-    proxy.inject("HEAD", "", etags_of_another_kind, times=999)
+    proxy.inject("GET", "", non_md5_etags, times=999)
+    proxy.inject("HEAD", "", non_md5_etags, times=999)
     assert same_files(download(uri, tmp_path).path, model_dir)
     size = (model_dir / WEIGHTS).stat().st_size
     fetched = sum(map(bytes_of, (e.range for e in proxy.log if WEIGHTS in e.path)))
@@ -77,8 +77,8 @@ def test_the_manifest_detects_wrong_bytes_without_an_md5_etag(
 ) -> None:
     bucket.put(f"models/gpt2/{MANIFEST_FILE}", manifest_of(model_dir))
     bucket.put(f"models/gpt2/{WEIGHTS}", bytes((model_dir / WEIGHTS).stat().st_size))
-    proxy.inject("GET", "", etags_of_another_kind, times=999)
-    proxy.inject("HEAD", "", etags_of_another_kind, times=999)
+    proxy.inject("GET", "", non_md5_etags, times=999)
+    proxy.inject("HEAD", "", non_md5_etags, times=999)
     with pytest.raises(DigestMismatch, match=WEIGHTS):
         download(uri, tmp_path)
 
@@ -156,12 +156,12 @@ def test_a_kms_key_without_permission_is_detected(
 
 
 def test_a_requester_pays_bucket_is_detected(uri: str, proxy: FaultProxy, tmp_path: Path) -> None:
-    def unless_paid(handler: Handler, response: Response) -> None:
+    def require_payment(handler: Handler, response: Response) -> None:
         is_paid = handler.headers["x-amz-request-payer"] == "requester"
         handler.send(response) if is_paid else s3_error("AccessDenied")(handler, response)
 
-    proxy.inject("GET", "", unless_paid, times=999)
-    proxy.inject("HEAD", "", unless_paid, times=999)
+    proxy.inject("GET", "", require_payment, times=999)
+    proxy.inject("HEAD", "", require_payment, times=999)
     with pytest.raises(AccessDenied, match="requester pays"):
         download(uri, tmp_path)
 
@@ -213,11 +213,11 @@ def test_an_interrupted_file_is_resumed(
             if state.total and state.received >= state.total - size % 10_000:
                 raise KeyboardInterrupt
 
-    def but_the_last(handler: Handler, response: Response) -> None:
+    def stall_or_forward(handler: Handler, response: Response) -> None:
         stalls = str(handler.headers["Range"]).startswith(last)
         (stall(0) if stalls else forward)(handler, response)
 
-    proxy.inject("GET", WEIGHTS, but_the_last, times=999)
+    proxy.inject("GET", WEIGHTS, stall_or_forward, times=999)
     with pytest.raises(KeyboardInterrupt):
         to_directory(uri, str(tmp_path), show=UntilTheLast)
     with FaultProxy(proxy.upstream) as second, pytest.MonkeyPatch.context() as patch:
