@@ -47,13 +47,15 @@
 #define GROUP 64        /* int8 weights that share a scale */
 #define PANEL_OUTS 60   /* outputs converted to float32 together: K_CHUNK weights of each, in L2 */
 #define PANEL_ROWS 33   /* from this many rows on, weights are converted once, not for each block */
-#define COLUMN_ROWS 2   /* up to this many rows, w [n_in][n_out] is used without a transpose */
-#define COLUMNS 256     /* outputs of such a product together: 16 partial sums of each, in L1 */
+#define COLUMN_ROWS 8   /* up to this many rows, w [n_in][n_out] is used without a transpose */
+#define COLUMNS 256     /* outputs of such a product together: one partial sum of each row, in L1 */
 #define MAX_ROWS 6      /* rows of a register block */
 #define GREEDY_ROWS 64  /* rows of logits that are searched together */
 #define UNIT_ROWS 24    /* rows of a sequence in one unit of attention work */
 #define MAX_THREADS 64
 #define SMALL_WORK 40000 /* fewer multiply-adds run on one thread: a few microseconds */
+
+_Static_assert(16 * COLUMN_ROWS * COLUMNS <= PANEL_OUTS * K_CHUNK, "the sums of columns fit the scratch of a panel");
 
 enum kind { F32, F16, BF16, INT8 };
 static const int SIZE[] = {4, 2, 2, 1};
@@ -394,7 +396,7 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #define run_strip NAME(run_strip_)
 #define to_panel NAME(to_panel_)
 #define columns_to_panel NAME(columns_to_panel_)
-#define one_row_of_columns NAME(one_row_of_columns_)
+#define rows_of_columns NAME(rows_of_columns_)
 #define product_core NAME(product_core_)
 #define do_product NAME(do_product_)
 #define do_greedy NAME(do_greedy_)
@@ -1440,32 +1442,38 @@ OP void columns_to_panel(const enum kind kind, const Matrix *m, int a, int b, si
         }
 }
 
-/* One chunk of one row by w [n_in][n_out]: the sixteen sums of every output in `sum` [16][COLUMNS]. */
-OP void one_row_of_columns(const enum kind kind, const Matrix *m, int a, int b, size_t k, int n_k, const float *x, float *y, int add, float *sum)
+/*
+ * One chunk of a few rows by w [n_in][n_out]: the sixteen sums of every output in `sum`
+ * [16][rows][COLUMNS]. One sum after the other, so that those in use stay in L1 and the weights are
+ * read from memory once for all rows.
+ */
+OP void rows_of_columns(const enum kind kind, const Matrix *m, int a, int b, size_t k, int n_k, const float *x, size_t x_stride, int rows, float *y, size_t y_stride, int add, float *sum)
 {
-    const size_t size = SIZE[kind], n = b - a, whole = n / 16 * 16;
-    for (int i = 0; i < 16 * COLUMNS; i += 16) wstore_upto(sum + i, wset(0.f), 16);
-    for (int i = 0; i < n_k; i++) {
-        const char *w = m->w + ((k + i) * m->n_out + a) * size, *later = w + 16 * m->n_out * size;
-        const float *scale = m->scale + (kind == INT8 ? (k + i) / GROUP * m->n_out + a : 0);
-        float *to = sum + i % 16 * COLUMNS;
-        W xs = wset(x[i]);
-        for (size_t o = 0; o < n; o += 16) {
-            __builtin_prefetch(later + o * size);
-            W v = wload_kind(kind, w + o * size, o < whole ? 16 : n - o);
-            if (kind == INT8) v = wmul(wload_upto(scale + o, n - o), v);
-            wstore_upto(to + o, wfma(v, xs, wload(to + o)), 16);
+    const size_t size = SIZE[kind], n = b - a, whole = n / 16 * 16, width = rows * COLUMNS;
+    for (size_t i = 0; i < 16 * width; i += 16) wstore_upto(sum + i, wset(0.f), 16);
+    for (int j = 0; j < 16; j++)
+        for (int i = j; i < n_k; i += 16) {
+            const char *w = m->w + ((k + i) * m->n_out + a) * size, *later = w + 32 * m->n_out * size;
+            const float *scale = m->scale + (kind == INT8 ? (k + i) / GROUP * m->n_out + a : 0);
+            for (size_t o = 0; o < n; o += 16) {
+                __builtin_prefetch(later + o * size);
+                W v = wload_kind(kind, w + o * size, o < whole ? 16 : n - o);
+                if (kind == INT8) v = wmul(wload_upto(scale + o, n - o), v);
+                float *to = sum + j * width + o;
+                for (int r = 0; r < rows; r++, to += COLUMNS)
+                    wstore_upto(to, wfma(v, wset(x[r * x_stride + i]), wload(to)), 16);
+            }
         }
-    }
-    for (size_t o = 0; o < n; o += 16) {
-        W s[16];
-        for (int j = 0; j < 16; j++) s[j] = wload(sum + j * COLUMNS + o);
-        for (int j = 0; j < 8; j++) s[j] = wadd(s[j], s[j + 8]);
-        for (int j = 0; j < 4; j++) s[j] = wadd(s[j], s[j + 4]);
-        s[0] = wadd(wadd(s[0], s[2]), wadd(s[1], s[3]));
-        if (add) s[0] = wadd(wload_upto(y + o, n - o), s[0]);
-        wstore_upto(y + o, s[0], n - o);
-    }
+    for (int r = 0; r < rows; r++, y += y_stride)
+        for (size_t o = 0; o < n; o += 16) {
+            W s[16];
+            for (int j = 0; j < 16; j++) s[j] = wload(sum + j * width + r * COLUMNS + o);
+            for (int j = 0; j < 8; j++) s[j] = wadd(s[j], s[j + 8]);
+            for (int j = 0; j < 4; j++) s[j] = wadd(s[j], s[j + 4]);
+            s[0] = wadd(wadd(s[0], s[2]), wadd(s[1], s[3]));
+            if (add) s[0] = wadd(wload_upto(y + o, n - o), s[0]);
+            wstore_upto(y + o, s[0], n - o);
+        }
 }
 
 #define BY_KIND(call, m, ...)                                                                             \
@@ -1492,8 +1500,7 @@ static void product_core(const Matrix *m, const float *x, size_t x_stride, int r
             const int n_k = (int)(m->n_in - k < K_CHUNK ? m->n_in - k : K_CHUNK);
             NAME(Tile) t = {.x = x + k, .x_stride = x_stride, .y = y + (from - a), .y_stride = y_stride, .n_k = n_k, .add = k > 0};
             if (by_columns) {
-                for (int r = 0; r < rows; r++)
-                    BY_KIND(one_row_of_columns, m, from, to, k, n_k, t.x + r * x_stride, t.y + r * y_stride, k > 0, panel)
+                BY_KIND(rows_of_columns, m, from, to, k, n_k, t.x, x_stride, rows, t.y, y_stride, k > 0, panel)
             } else if (direct) {
                 t.w = m->w + (from * m->n_in + k) * size;
                 t.w_stride = m->n_in * size;
