@@ -1,4 +1,4 @@
-"""Streamed replies: server-sent events, and their framing for Lambda's runtime.
+"""Streamed replies: their events, and their framing for Lambda's runtime.
 
 Source of the frames: AWS Lambda Developer Guide, "Response streaming for Lambda functions", and
 "Using a Lambda function with response streaming: custom runtimes".
@@ -10,11 +10,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
-from handler.dialects.request import EventStream, Request
+from handler.dialects.request import Request
 from handler.errors import InternalError, status_of
 
 if TYPE_CHECKING:
     from handler.completions import Piece
+    from handler.dialects.request import EventStream
     from handler.runtime.api import Streamed
     from handler.sources.http import HttpResponse
     from handler.telemetry import Report
@@ -28,7 +29,7 @@ def start(
     pieces: "Generator[Piece, None, None]",
     report: "Callable[[], Report]",
     finish: Callable[[BaseException | None], None],
-) -> EventStream:
+) -> "EventStream":
     """Return a request's event stream once its first event is ready.
 
     A later error becomes the last event. `finish` is called once, with that error or None, when the
@@ -39,18 +40,18 @@ def start(
     """
     events = request.dialect.events(request, pieces, report)
     stream = _Stream(request, chain([next(events)], events), pieces, finish)
-    return EventStream(stream, stream.close)
+    return request.dialect.stream_class(stream, stream.close)
 
 
 def buffered(
     request: Request, pieces: "Iterator[Piece]", report: "Callable[[], Report]"
-) -> EventStream:
+) -> "EventStream":
     """Return the complete event stream of a request, for a source that buffers.
 
     Raises:
         Exception: the request failed.
     """
-    return EventStream(list(request.dialect.events(request, pieces, report)))
+    return request.dialect.stream_class(list(request.dialect.events(request, pieces, report)))
 
 
 class _Stream:

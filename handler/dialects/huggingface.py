@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
 from handler.dialects import request as shared
-from handler.dialects.request import Request
+from handler.dialects.request import Dialect, Request
 from handler.errors import BadRequest, status_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ UNSUPPORTED = ("typical_p", "top_n_tokens", "truncate", "grammar", "adapter_id")
 _FINISH_REASONS = {"length": "length", "stop": "stop_sequence", "eos": "eos_token"}
 
 
-class HuggingFace:
+class HuggingFace(Dialect):
     """See `Dialect`."""
 
     routes: Mapping[str, tuple[str, ...]] = {"/": ("POST",), "/generate": ("POST",)}

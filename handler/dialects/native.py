@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
 from handler.dialects import request as shared
-from handler.dialects.request import Request
+from handler.dialects.request import Dialect, Request
 from handler.errors import BadRequest, status_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ FIELDS = ("prompt", "max_new_tokens", "stop", "return_full_text", "stream", "all
           *shared.SAMPLING)  # fmt: skip
 
 
-class Native:
+class Native(Dialect):
     """See `Dialect`."""
 
     routes: Mapping[str, tuple[str, ...]] = {"/": ("POST",), "/generate": ("POST",)}

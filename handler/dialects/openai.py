@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error, PromptTooLong
 from handler.dialects import request as shared
-from handler.dialects.request import Request
+from handler.dialects.request import Dialect, Request
 from handler.errors import (
     BadRequest,
     LimitExceeded,
@@ -40,7 +40,7 @@ FIELDS = (
 _FINISH_REASONS = {"eos": "stop", "deadline": "length"}
 
 
-class OpenAI:
+class OpenAI(Dialect):
     """See `Dialect`."""
 
     routes: Mapping[str, tuple[str, ...]] = {

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gpt2core.errors import GPT2Error
     from gpt2core.sampling import Sampling
     from handler.completions import Completion, Piece
+    from handler.jobs import Job
     from handler.telemetry import Report
 
 DEFAULT_NEW_TOKENS = 20
@@ -33,20 +34,49 @@ _NUMBERS = ("max_new_tokens", "max_tokens", "n", "best_of", "logprobs", *SAMPLIN
 _LISTS = ("stop",)
 
 
+class EventStream:
+    """A streamed reply; iterates over strings. `close` stops the generation of its events.
+
+    This class sends server-sent events (HTML Standard, "Server-sent events"). A subclass can send
+    another format.
+    """
+
+    content_type = "text/event-stream; charset=utf-8"
+
+    def __init__(self, events: Iterable[Any], close: Callable[[], None] | None = None) -> None:
+        self._events = iter(events)
+        self.close = close or (lambda: None)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        event = next(self._events)
+        data = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
+        return self.frame(data)
+
+    def frame(self, data: str) -> str:
+        """One event as it is sent. `data` is its JSON, or the event itself if it is a string."""
+        return f"data: {data}\n\n"
+
+
 class Dialect(Protocol):
     """A format of requests and replies."""
 
     routes: Mapping[str, tuple[str, ...]]
-    """Paths with their methods; `/a/` stands for all paths below it.
-
-    Other methods than POST are handled by `read(path) -> Job`.
-    """
+    """Paths with their methods; `/a/` stands for all paths below it."""
+    stream_class: type[EventStream] = EventStream
+    """How the events of a stream are sent. The default is server-sent events."""
 
     def recognizes(self, fields: Mapping[str, Any]) -> bool:
         """Whether these are fields of a request in this dialect."""
 
     def from_form(self, form: Mapping[str, list[str]]) -> dict[str, Any]:
         """Convert the fields of a form to those of a JSON request."""
+
+    def read(self, path: str) -> "Job":
+        """The job of a GET request, for a dialect that has `GET` in its `routes`."""
+        raise AssertionError(f"{path} has no GET")
 
     def parse(self, fields: Mapping[str, Any]) -> "Request":
         """Validate the fields of one request.
@@ -67,9 +97,11 @@ class Dialect(Protocol):
     def events(
         self, request: "Request", pieces: "Iterator[Piece]", report: "Callable[[], Report]"
     ) -> "Iterator[Any]":
-        """The reply as server-sent events: JSON values, or strings that are sent unchanged.
+        """The events of a streamed reply, which `stream_class` sends.
 
-        There is no event before the first piece. `report` returns the report up to the call.
+        A string becomes the data of an event as it is (OpenAI's `[DONE]`); other JSON values are
+        serialized. There is no event before the first piece. `report` returns the report up to the
+        call.
         """
 
     def error_event(self, error: "GPT2Error") -> Any:
@@ -117,25 +149,6 @@ class Request(NamedTuple):
     """Whether to reply with an event stream."""
     include_usage: bool = False
     """Whether the last event of a stream has the token counts (OpenAI)."""
-
-
-class EventStream:
-    """A reply as server-sent events (HTML Standard, "Server-sent events"); iterates over strings.
-
-    `events` are JSON values, or strings that are sent unchanged. `close` stops their generation.
-    """
-
-    def __init__(self, events: Iterable[Any], close: Callable[[], None] | None = None) -> None:
-        self._events = iter(events)
-        self.close = close or (lambda: None)
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        event = next(self._events)
-        data = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
-        return f"data: {data}\n\n"
 
 
 def short_repr(value: Any) -> str:

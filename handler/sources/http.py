@@ -149,8 +149,7 @@ class Http(Source):
             raise MethodNotAllowed(short_repr(method), path, ", ".join(methods))
         assert dialect
         if method != "POST":
-            job: Job = dialect.read(path)  # type: ignore[attr-defined]  # dialects with GET routes
-            return job
+            return dialect.read(path)
         event = self._event
         text = body.text_of(
             event.get("body"), bool(event.get("isBase64Encoded")), self._header("content-encoding")
@@ -201,7 +200,7 @@ class Http(Source):
             **(headers or {}),
         }
         if isinstance(payload, EventStream):
-            all_headers["Content-Type"] = "text/event-stream; charset=utf-8"
+            all_headers["Content-Type"] = payload.content_type
             response = HttpResponse(status, all_headers, chunks=payload)
         elif isinstance(payload, Document):
             response = HttpResponse(status, {**all_headers, **payload.headers}, payload.text)

@@ -1,5 +1,6 @@
 """The fields of requests in each dialect, and how to add a dialect."""
 
+import json
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from handler.dialects import parse_request
 from handler.dialects.huggingface import DIALECT as HUGGING_FACE
 from handler.dialects.native import DIALECT as NATIVE
 from handler.dialects.native import Native, error_of
-from handler.dialects.request import Request
+from handler.dialects.request import EventStream, Request
 from handler.errors import BadRequest, LimitExceeded
 from handler.settings import Settings
 from tests.support.events import http_event, load_event, payload
@@ -191,22 +192,38 @@ def test_a_bias_for_an_unknown_token_is_rejected(model_dir: Any) -> None:
     assert reply["error"].startswith("logit_bias: token id 257 ")
 
 
+class JsonLines(EventStream):
+    """A stream of JSON lines."""
+
+    content_type = "application/x-ndjson"
+
+    def frame(self, data: str) -> str:
+        return f"{data}\n"
+
+
 class Cohere(Native):
-    """A dialect with its own path, fields and errors."""
+    """A dialect with its own path, fields, stream format and errors."""
 
     routes = {"/v1/cohere": ("POST",)}  # noqa: RUF012
+    stream_class = JsonLines
 
     def recognizes(self, fields: Any) -> bool:
         return "message" in fields
 
     def parse(self, fields: Any) -> Request:
-        return Request(self, (fields["message"],), max_new_tokens=2)
+        stream = fields.get("stream", False)
+        return Request(self, (fields["message"],), max_new_tokens=2, stream=stream)
 
     def param(self, name: str) -> str:
         return {"prompt": "message"}.get(name, name)
 
     def render(self, request: Any, completions: Any, report: Any) -> dict[str, Any]:
         return {"text": completions[0].text}
+
+    def events(self, request: Any, pieces: Any, report: Any) -> Any:
+        for piece in pieces:
+            yield {"text": "".join(token.text for token in piece.tokens)}
+        yield {"done": True}
 
     def render_error(self, error: Any) -> tuple[int, Any]:
         return 418, {"message": error_of(error)["error"]["message"]}
@@ -222,6 +239,11 @@ def test_a_new_dialect_needs_one_module_and_its_name(
     reply = function.invoke(http_event(path="/v1/cohere", message="abc"))
     assert (reply["statusCode"], list(payload(reply))) == (200, ["text"])
     assert list(function.invoke({"message": "abc"})) == ["text"]
+    streamed = function.invoke(http_event(path="/v1/cohere", message="abc", stream=True))
+    assert streamed["headers"]["Content-Type"] == "application/x-ndjson"
+    *lines, last = [json.loads(line) for line in streamed["body"].splitlines()]
+    assert "".join(line["text"] for line in lines) == payload(reply)["text"]
+    assert last == {"done": True}
     # The route selects the dialect until the fields are known.
     for event in (
         http_event("{", path="/v1/cohere"),
