@@ -42,9 +42,7 @@ def complete(
     """
     request, events = _start(engine, settings, request, deadline, decode)
     results = {key: end for key, _, end in events if end}
-    first = min(done.prefill_s for done in results.values())
-    timings.add("prefill", first)
-    timings.add("decode", max(d.prefill_s + d.decode_s for d in results.values()) - first)
+    _set_phases(timings, list(results.values()))
     return completions_of(engine, request, results)
 
 
@@ -58,7 +56,8 @@ def stream(
 ) -> Iterator[Piece]:
     """Like `complete`, but yields the tokens of each pass before the next pass starts.
 
-    Closing the iterator cancels the running sequences.
+    Closing the iterator cancels the running sequences. The caller excludes the time that it holds
+    a piece with `Timings.skip`.
 
     Raises:
         GPT2Error: see `complete`.
@@ -66,11 +65,24 @@ def stream(
     request, events = _start(engine, settings, request, deadline, decode)
     timings.skip()
     phase = "prefill"
+    ends: list[Generation] = []
     for key, tokens, end in events:
         timings.lap(phase)
         phase = "decode"
+        if end:
+            ends.append(end)
+        # The decoding thread runs on while the caller holds a piece, so laps do not measure it.
+        if decode and len(ends) == len(request.prompts) * request.n:
+            _set_phases(timings, ends)
         if tokens or end:
             yield piece_of(engine, request, key, tokens, end)
+
+
+def _set_phases(timings: Timings, ends: "list[Generation]") -> None:
+    """Set `prefill` and `decode` from the times of all sequences of a request."""
+    first = min(end.prefill_s for end in ends)
+    timings.set("prefill", first)
+    timings.set("decode", max(end.prefill_s + end.decode_s for end in ends) - first)
 
 
 def _start(

@@ -55,6 +55,10 @@ class Timings:
         """Add `seconds` to `phase`."""
         self._ms[phase] += 1000 * seconds
 
+    def set(self, phase: str, seconds: float) -> None:
+        """Replace what was measured for `phase`."""
+        self._ms[phase] = 1000 * seconds
+
     def include(self, earlier: "Timings") -> None:
         """Add the timings of the init phase, without the pause between init and invoke."""
         for phase, ms in earlier._ms.items():

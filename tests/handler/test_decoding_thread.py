@@ -14,14 +14,16 @@ import pytest
 
 from gpt2core import Engine, scheduler
 from gpt2core.errors import CheckpointError
-from gpt2core.generation import Prompt
+from gpt2core.generation import Generation, Prompt, Token
 from handler import app, server
 from handler.app import Function
 from handler.decoding_thread import DecodingThread
 from handler.dialects.native import DIALECT as NATIVE
 from handler.dialects.request import Request
 from handler.errors import Cancelled
+from handler.generation import complete, stream
 from handler.settings import Settings
+from handler.telemetry import Timings
 from tests.support.until import until
 
 TIMEOUT = 60  # an upper limit; no test waits for it to expire
@@ -130,6 +132,37 @@ def test_a_failed_pass_fails_all_active_requests_but_not_the_next(
         gate.open()
         assert [one.exception(TIMEOUT) for one in (first, second)] == [failure, failure]
     assert decode(thread, [3]).ids == engine.generate_ids([3], 9)
+
+
+def test_a_stream_has_the_phases_of_its_passes_however_late_the_caller_reads_it(
+    engine: Engine,
+) -> None:
+    asked = request("Once")._replace(n=2)
+    ends = [
+        Generation("a", [0], 1, "length", 2.0, 14.0),
+        Generation("b", [0], 1, "length", 3.0, 14.5),
+    ]
+    events: list[Any] = [(0, [Token(0, "a")], None), (0, [], ends[0]), (1, [], ends[1])]
+    timings = Timings()
+    read = stream(engine, Settings(), asked, None, timings, lambda prompts: iter(events))
+    for _ in read:  # the thread has finished before the first event is read
+        timings.skip()
+    measured = timings.finished()
+    assert (measured["prefill"], measured["decode"]) == (2000, 15500)
+    whole = Timings()
+    complete(engine, Settings(), asked, None, whole, lambda prompts: iter(events))
+    assert all(whole.finished()[phase] == measured[phase] for phase in ("prefill", "decode"))
+
+
+def test_the_phases_of_a_shared_stream_are_at_most_its_total(engine: Engine) -> None:
+    thread, timings = DecodingThread(engine), Timings()
+    for _ in stream(engine, Settings(), request("Once", 20), None, timings, thread.decode):
+        timings.skip()
+    measured = timings.finished()
+    assert measured["prefill"] > 0
+    assert measured["decode"] > 0
+    # Every figure is rounded to 0.1 ms.
+    assert measured["prefill"] + measured["decode"] <= measured["total"] + 0.15
 
 
 @pytest.fixture
