@@ -164,10 +164,11 @@ def with_seed(request: Request, digest: bytes) -> Request:
 def _check_biases(request: Request, engine: "Engine") -> None:
     biases = (request.sampling and request.sampling.logit_bias) or {}
     if max(biases, default=0) >= engine.config.vocab_size:
+        param = request.dialect.param("logit_bias")
         raise BadRequest(
-            f"logit_bias: token id {max(biases)} is not an integer from 0 to"
+            f"{param}: token id {max(biases)} is not an integer from 0 to"
             f" {engine.config.vocab_size - 1}",
-            param=request.dialect.param("logit_bias"),
+            param=param,
         )
 
 
@@ -185,7 +186,6 @@ def _within_limit(request: Request, engine: "Engine", settings: Settings) -> int
     if requested > limit:
         param = request.dialect.param("max_new_tokens")
         raise LimitExceeded(
-            f"{param.rpartition('.')[2]} is {short_repr(requested)}; the limit is {limit}",
-            param=param,
+            f"{param} is {short_repr(requested)}; the limit is {limit}", param=param
         )
     return requested

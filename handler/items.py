@@ -62,7 +62,7 @@ def parse_item(fields: Any, defaults: Mapping[str, Any] | None = None) -> Item:
         request = parse_request({k: v for k, v in wanted.items() if k not in _IDS})
         if request.stream:
             raise BadRequest(
-                "the results of batches are not streamed: leave stream out", param="stream"
+                "the results of batches are not streamed: set stream to false", param="stream"
             )
     except GPT2Error as error:
         return Item(name, error)

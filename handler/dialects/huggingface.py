@@ -143,7 +143,7 @@ def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name in UNSUPPORTED:
         if parameters.get(name) is not None:
             raise BadRequest(
-                f"{name} is not supported: remove it",
+                f"parameters.{name} is not supported: remove it",
                 param=f"parameters.{name}",
             )
     ours = {n: v for n, v in parameters.items() if n not in NEUTRAL and n not in UNSUPPORTED}
@@ -152,8 +152,8 @@ def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
         value = parameters.get(name)
         if value is not None and value not in accepted:
             raise BadRequest(
-                f"{name} is {shared.short_repr(value)}; only {shared.short_repr(accepted[0])} is"
-                " supported",
+                f"parameters.{name} is {shared.short_repr(value)}; only"
+                f" {shared.short_repr(accepted[0])} is supported",
                 param=f"parameters.{name}",
             )
     return parameters

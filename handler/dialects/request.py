@@ -23,7 +23,7 @@ MAX_STOP_CHARACTERS = 256  # matching takes time proportional to number times le
 EXAMPLE = '{"prompt": "Once upon a time", "max_new_tokens": 20}'
 
 MAX_BIASES = 1024
-# Sampling fields, with the same names in every dialect.
+# Sampling fields. A dialect with other names passes them to `sampling_of`.
 SAMPLING = (
     "temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size",
     "presence_penalty", "frequency_penalty", "logit_bias", "seed",
@@ -87,7 +87,10 @@ class Dialect(Protocol):
         """
 
     def param(self, name: str) -> str:
-        """The name of a field of `Request` in this dialect."""
+        """The format's name of a field of `Request`, with its path, for errors of generation.
+
+        It is called for `prompt`, `max_new_tokens` and `logit_bias`.
+        """
 
     def render(
         self, request: "Request", completions: "Sequence[Completion]", report: "Report"
@@ -219,25 +222,37 @@ def _number(text: str) -> int | float | str:
     return value if type(value) in (int, float) else text
 
 
-def sampling_of(fields: Mapping[str, Any], prefix: str = "") -> "Sampling | None":
+def sampling_of(
+    fields: Mapping[str, Any],
+    prefix: str = "",
+    names: Mapping[str, str] = {},
+) -> "Sampling | None":
     """The sampling parameters of a request; None if it has none.
+
+    `prefix` is the path of `fields` in the request (`parameters.`), for errors. `names` maps those
+    in `SAMPLING` to the names of the format, where they differ.
 
     Raises:
         BadRequest: a value has the wrong type or is out of range.
         LimitExceeded: there are too many biases.
     """
-    given = {name: fields[name] for name in SAMPLING if fields.get(name) is not None}
+    sent = {name: fields.get(names.get(name, name)) for name in SAMPLING}
+    given = {name: value for name, value in sent.items() if value is not None}
     if not given:
         return None
     from gpt2core.errors import InvalidArgument
     from gpt2core.sampling import checked_sampling
 
     if isinstance(given.get("logit_bias"), dict):
-        given["logit_bias"] = _biases(given["logit_bias"], f"{prefix}logit_bias")
+        given["logit_bias"] = _biases(
+            given["logit_bias"], prefix + names.get("logit_bias", "logit_bias")
+        )
     try:
         return checked_sampling(given)
     except InvalidArgument as error:
-        raise BadRequest(error.message, param=f"{prefix}{error.param}") from None
+        name = error.param or ""  # the message starts with it
+        param = prefix + names.get(name, name)
+        raise BadRequest(param + error.message.removeprefix(name), param=param) from None
 
 
 def _biases(biases: Mapping[str, Any], param: str) -> dict[int, Any]:
@@ -253,25 +268,34 @@ def _biases(biases: Mapping[str, Any], param: str) -> dict[int, Any]:
 
 
 def check_known(fields: Mapping[str, Any], known: Sequence[str], prefix: str = "") -> None:
-    """Raise `BadRequest` for the first field that is not in `known`."""
+    """Raise `BadRequest` for the first field that is not in `known`.
+
+    `prefix` is the path of `fields` in the request, for errors: `parameters.`, for example.
+    """
+    of = f" of {prefix[:-1]}" if prefix else ""
     for name in fields:
         if name not in known:
             raise BadRequest(
-                f"unknown field {short_repr(name)}; known fields: {', '.join(known)}",
+                f"unknown field {short_repr(f'{prefix}{name}')}; known fields{of}:"
+                f" {', '.join(known)}",
                 param=prefix + param_of(str(name)),
             )
 
 
-def streams_one(fields: Mapping[str, Any], is_list: bool, param: str) -> bool:
+def streams_one(
+    fields: Mapping[str, Any], is_list: bool, param: str, default: bool = False
+) -> bool:
     """The field `stream`. It requires a single prompt, because events have no prompt index.
+
+    `param` is the name of the prompt field, for errors.
 
     Raises:
         BadRequest: it is not a boolean, or the prompts were sent as a list.
     """
-    stream = flag(fields.get("stream"), "stream", False)
+    stream = flag(fields.get("stream"), "stream", default)
     if stream and is_list:
         raise BadRequest(
-            f"stream requires a single prompt: send {param} as a string, or remove stream",
+            f"stream requires a single prompt: send {param} as a string, or set stream to false",
             param="stream",
         )
     return stream

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from gpt2core.sampling import Sampling
 from handler import dialects
 from handler.app import Function
 from handler.dialects import parse_request
 from handler.dialects.huggingface import DIALECT as HUGGING_FACE
 from handler.dialects.native import DIALECT as NATIVE
 from handler.dialects.native import Native, error_of
-from handler.dialects.request import EventStream, Request
+from handler.dialects.request import EventStream, Request, sampling_of, streams_one
 from handler.errors import BadRequest, LimitExceeded
 from handler.settings import Settings
 from tests.support.events import http_event, load_event, payload
@@ -93,6 +94,10 @@ def test_neutral_values_of_sampling_parameters_are_accepted() -> None:
         ({"inputs": "x", "parameters": {"top_k": -5}}, "parameters.top_k"),
         ({"inputs": "x", "parameters": {"best_of": 2}}, "parameters.best_of"),
         ({"inputs": "x", "parameters": {"details": "yes"}}, "parameters.details"),
+        ({"inputs": "x", "parameters": {"truncate": 5}}, "parameters.truncate"),
+        ({"inputs": "x", "parameters": {"num_beams": 5}}, "parameters.num_beams"),
+        ({"inputs": "x", "parameters": {"logit_bias": {"a": 1}}}, "parameters.logit_bias"),
+        ({"inputs": "x", "parameters": {"logit_bias": {"5": 1e9}}}, "parameters.logit_bias"),
     ],
 )
 def test_an_invalid_field_is_rejected_by_name(given: dict[str, Any], param: str) -> None:
@@ -100,6 +105,8 @@ def test_an_invalid_field_is_rejected_by_name(given: dict[str, Any], param: str)
         parse_request(given)
     assert caught.value.param == param
     assert caught.value.message.isascii()
+    if param.startswith("parameters."):
+        assert param in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -114,6 +121,20 @@ def test_an_invalid_field_is_rejected_by_name(given: dict[str, Any], param: str)
 def test_too_many_prompts_and_too_many_or_long_stops_are_rejected(given: dict[str, Any]) -> None:
     with pytest.raises(LimitExceeded, match="limit"):
         parse_request(given)
+
+
+def test_a_dialect_can_have_other_names_of_sampling_fields() -> None:
+    names = {"repetition_penalty": "repeat_penalty"}
+    sampling = sampling_of({"repeat_penalty": 1.5, "top_k": 3}, "options.", names)
+    assert sampling == Sampling(repetition_penalty=1.5, top_k=3)
+    with pytest.raises(BadRequest, match=r"^options\.repeat_penalty is -1, not ") as caught:
+        sampling_of({"repeat_penalty": -1}, "options.", names)
+    assert caught.value.param == "options.repeat_penalty"
+
+
+def test_a_dialect_can_stream_by_default() -> None:
+    assert streams_one({}, False, "prompt", default=True)
+    assert not streams_one({"stream": False}, True, "prompt", default=True)
 
 
 def test_without_sampling_fields_decoding_is_greedy() -> None:
@@ -189,7 +210,7 @@ def test_a_bias_for_an_unknown_token_is_rejected(model_dir: Any) -> None:
     function = Function(Settings(model_dir=str(model_dir)))
     reply = function.invoke({"inputs": "a", "parameters": {"logit_bias": {"257": 1}}})
     assert reply["error_type"] == "validation"
-    assert reply["error"].startswith("logit_bias: token id 257 ")
+    assert reply["error"].startswith("parameters.logit_bias: token id 257 ")
 
 
 class JsonLines(EventStream):
