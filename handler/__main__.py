@@ -1,6 +1,7 @@
 """The command line of the function: `python -m handler invoke | serve | fetch`."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         what = error.filename or (f"port {args.port}" if args.command == "serve" else "event")
-        print(f"error: {what}: {error.strerror}", file=sys.stderr)
+        in_use = error.errno == errno.EADDRINUSE
+        remedy = ": choose another with `python -m handler serve --port N`" if in_use else ""
+        print(f"error: {what}: {error.strerror}{remedy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

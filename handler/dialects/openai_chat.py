@@ -11,6 +11,7 @@ class Chat(OpenAI):
     """See `Dialect`."""
 
     routes: Mapping[str, tuple[str, ...]] = {"/v1/chat/completions": ("POST",)}
+    is_supported = False
 
     def parse(self, fields: Mapping[str, Any]) -> NoReturn:  # noqa: ARG002
         """Raise `RouteNotFound`."""

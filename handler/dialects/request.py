@@ -65,6 +65,8 @@ class Dialect(Protocol):
 
     routes: Mapping[str, tuple[str, ...]]
     """Paths with their methods; `/a/` stands for all paths below it."""
+    is_supported: bool = True
+    """False if every request is an error; the list of routes in a 404 reply leaves it out."""
     stream_class: type[EventStream] = EventStream
     """How the events of a stream are sent. The default is server-sent events."""
 

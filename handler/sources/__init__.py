@@ -45,7 +45,7 @@ def source_of(event: Any) -> "Source":
     if found:
         return found  # type: ignore[no-any-return]
     raise UnsupportedEvent(
-        f"the event is not supported: send prompt or inputs; supported are {SUPPORTED}"
+        f"unsupported event. Send `prompt` or `inputs`, or an event of: {SUPPORTED}"
     )
 
 

@@ -83,6 +83,17 @@ def routes() -> dict[str, tuple[str, ...]]:
     return found | {path: (*found.get(path, ()), *_READ_METHODS) for path in PUBLIC_ROUTES}
 
 
+def _listed() -> list[str]:
+    """The supported routes with their methods, for an error; HEAD is implied by GET."""
+    unsupported = {path for d in dialects() if not d.is_supported for path in d.routes}
+    return [
+        f"{method} {path}{'{id}' if path.endswith('/') and path != '/' else ''}"
+        for path, methods in routes().items()
+        for method in sorted({*methods} - {"HEAD"})
+        if path not in unsupported
+    ]
+
+
 class Http(Source):
     """An HTTP request. Errors are replies."""
 
@@ -143,8 +154,7 @@ class Http(Source):
         if settings.api_key is not None and not self._is_iam_authorized():
             self._check_key(settings.api_key)
         if not methods:
-            known = ", ".join(f"{methods[0]} {route}" for route, methods in routes().items())
-            raise RouteNotFound(f"no route {short_repr(path)}; routes: {known}")
+            raise RouteNotFound(f"no route {short_repr(path)}; routes: {', '.join(_listed())}")
         if method not in methods:
             raise MethodNotAllowed(short_repr(method), path, ", ".join(methods))
         assert dialect

@@ -1,6 +1,7 @@
 """The command lines: exit codes, streams, no tracebacks."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_invoke_uses_the_model_of_the_option(model_dir: Path) -> None:
     ("event", "words"),
     [
         ("events/bad-json.json", "error: BadRequest: the body is not JSON"),
-        ("events/unsupported-sns.json", "error: the event is not supported: send prompt"),
+        ("events/unsupported-sns.json", "error: unsupported event. Send `prompt` or `inputs`"),
         ("events/nowhere.json", "error: events/nowhere.json: No such file"),
         ("Makefile", "error: Makefile is not JSON: Expecting value: line 1 column 1"),
     ],
@@ -127,6 +128,17 @@ def test_a_missing_model_is_one_error_line_and_not_replaced_by_the_demo(
     result = run("handler", *command, "--model", "/nowhere", GPT2_MODEL_URI="demo")
     assert result.returncode == 1
     assert result.stderr == "error: --model /nowhere is not a model directory\n"
+
+
+def test_a_port_in_use_is_one_error_line_that_names_the_option() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = run("handler", "serve", "--port", str(port))
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"error: port {port}: Address already in use: choose another with"
+        " `python -m handler serve --port N`\n"
+    )
 
 
 def test_an_unavailable_model_is_one_error_line() -> None:

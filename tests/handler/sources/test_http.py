@@ -405,9 +405,13 @@ def test_a_body_over_six_megabytes_is_rejected(body: Any) -> None:
         job_of(typed(body))
 
 
-def test_the_404_reply_lists_the_routes() -> None:
-    with pytest.raises(RouteNotFound, match=r"/v2/unknown.*POST /generate.*GET /health"):
+def test_the_404_reply_lists_the_routes_that_are_supported() -> None:
+    with pytest.raises(RouteNotFound) as raised:
         job_of(load_event("bad-route"))
+    assert raised.value.message == (
+        "no route '/v2/unknown'; routes: GET /, POST /, POST /generate, POST /v1/completions,"
+        " GET /v1/models, GET /v1/models/{id}, GET /health, GET /openapi.json"
+    )
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PROPFIND", "M-SEARCH", "ge\tt", "\udfff"])
