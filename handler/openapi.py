@@ -41,7 +41,7 @@ def document() -> Schema:
     """The document, with all routes.
 
     Raises:
-        KeyError: a field or a route has no schema in this module.
+        KeyError: a field or a route has no description in this module.
     """
     paths: Schema = {}
     for route, names in routes().items():
@@ -107,6 +107,8 @@ def _operation(route: str, method: str, kind: type[Job] | None) -> Schema:
     if route == openai.COMPLETIONS:
         return _generating("Continue prompts (OpenAI completions)", _ref("CompletionRequest"),
                            _ref("Completion"), _OPENAI_STATUSES, _OPENAI_ERROR)  # fmt: skip
+    if route not in native.DIALECT.routes:
+        raise KeyError(f"{method} {route}: add it to _operation in handler/openapi.py")
     return _generating(
         "Continue prompts",
         {"anyOf": [_ref("NativeRequest"), _ref("HuggingFaceRequest")]},

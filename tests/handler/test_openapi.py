@@ -39,6 +39,14 @@ def test_every_route_is_described_with_its_methods() -> None:
     assert described == {path: set(methods) for path, methods in routes().items()}
 
 
+def test_a_route_without_a_description_is_an_error_that_says_where_to_add_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(openai.OpenAI, "routes", {"/v1/new": ("POST",)})
+    with pytest.raises(KeyError, match=r"POST /v1/new: add it to _operation in handler/openapi.py"):
+        document()
+
+
 def test_every_request_field_is_described() -> None:
     assert properties("NativeRequest") == set(native.FIELDS)
     assert properties("HuggingFaceRequest") == set(huggingface.FIELDS)
