@@ -113,7 +113,7 @@ class Dialect(Protocol):
         """The last event of a stream that fails after its first event."""
 
     def texts(self, reply: Any) -> list[str]:
-        """The generated texts of a reply."""
+        """The generated texts of a reply, for `python -m handler invoke --text`."""
 
     def render_error(self, error: "GPT2Error") -> tuple[int, Any]:
         """The HTTP status and the reply for an error."""
@@ -149,7 +149,7 @@ class Request(NamedTuple):
     has_prompt_logprobs: bool = False
     """Whether to report logprobs of the prompt's tokens, too."""
     model: str | None = None
-    """The model in the request, if any."""
+    """The model in the request, if any. A model other than the served one is an error."""
     stream: bool = False
     """Whether to reply with an event stream."""
     include_usage: bool = False
