@@ -161,7 +161,7 @@ $(RUN): requirements/run.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo 'Python 3.11 or later is required: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@echo 'setting up .venv (numpy, tokenizers, …)' >&2
+	@echo 'setting up .venv (numpy, tokenizers, …), about a minute' >&2
 	@.venv/bin/python $(INSTALL) -r requirements/run.txt
 	@touch $@
 

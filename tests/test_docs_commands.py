@@ -204,7 +204,7 @@ def _overrides() -> list[dict[str, str]]:
     """The parameters of each deployment in the docs; those of `--guided` are in a comment."""
     text = "\n".join(path.read_text().replace("\\\n", " ") for path in PAGES)
     lines = set(re.findall(r"^    sam (?:deploy|build) .*$", text, re.MULTILINE))
-    found = [dict(re.findall(r"\b([A-Z]\w+)=([\w./-]+)", line)) for line in sorted(lines)]
+    found = [dict(re.findall(r"\b([A-Z]\w+)=([\w.:/-]+)", line)) for line in sorted(lines)]
     return [parameters for parameters in found if parameters]
 
 
