@@ -6,10 +6,19 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { MAX_THREADS = 64, CHUNK = 1 << 18, CHAINS = 12 };
+/* A register: twelve sums and two operands of it fit the registers of every processor. */
+#if defined(__AVX512F__)
+#define VECTOR 64
+#elif defined(__AVX__)
+#define VECTOR 32
+#else
+#define VECTOR 16
+#endif
+
+enum { MAX_THREADS = 64, CHUNK = 1 << 18, CHAINS = 12, LANES = VECTOR / sizeof(float) };
 
 typedef uint64_t words __attribute__((vector_size(64)));
-typedef float lanes __attribute__((vector_size(64)));
+typedef float lanes __attribute__((vector_size(VECTOR)));
 
 static struct {
     const char *data;
@@ -34,10 +43,10 @@ static void *read_chunks(void *unused) {
 
 static void *multiply_add(void *unused) {
     lanes sums[CHAINS], x, y;
-    for (int i = 0; i < 16; i++) x[i] = 0.5f + (float)work.size, y[i] = 1.0f;
+    for (int i = 0; i < LANES; i++) x[i] = 0.5f + (float)work.size, y[i] = 1.0f;
 #pragma GCC unroll 12
     for (int i = 0; i < CHAINS; i++) sums[i] = x * (float)i;
-    for (long round = work.rounds; round > 0; round--) {
+    for (long round = work.rounds * 16 / LANES; round > 0; round--) {
 #pragma GCC unroll 12
         for (int i = 0; i < CHAINS; i++) sums[i] = sums[i] * x + y;
     }
