@@ -126,6 +126,7 @@ bench: $(BENCH) $(LLAMA) $(TEST) $(DEV) $(KERNELS)
 	.venv-bench/bin/python bench/cold_start.py
 	.venv-bench/bin/python bench/warm.py
 	.venv-bench/bin/python bench/kernels.py
+	.venv-bench/bin/python bench/threads.py
 	.venv-bench/bin/python bench/prompt_lookup.py
 	.venv-bench/bin/python bench/sizes.py
 	.venv-bench/bin/python bench/plots.py
