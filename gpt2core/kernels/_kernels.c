@@ -412,7 +412,7 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #define ISA avx2
 #define LANES 8
 /* Outputs and registers for a block of 1, 2, … rows: 16 registers hold sums and operands. */
-#define BLOCKS(B, kind) B(kind, 1, 4, 2) B(kind, 2, 2, 2) B(kind, 3, 3, 1) B(kind, 4, 3, 1) B(kind, 5, 2, 1) B(kind, 6, 2, 1)
+#define BLOCKS(B, kind) B(kind, 1, 4, 2) B(kind, 2, 2, 2) B(kind, 3, 3, 1) B(kind, 4, 2, 1) B(kind, 5, 2, 1) B(kind, 6, 2, 1)
 #define VALUES_AT_ONCE 1
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
