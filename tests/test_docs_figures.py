@@ -264,10 +264,33 @@ def test_prompt_lookup() -> None:
         found = measured[f"tokens={int(numbers(row)[0])}"]["tokens_per_pass"]
         for figure, key in zip(re.findall(r"[\d.]+", cell), ("median", "min", "max"), strict=True):
             assert agrees(figure, found[key]), (row, cell)
-    cost = re.search(r"printed ([\d.]+) times\.", sentence_with(PERFORMANCE, "under other load"))
+    cost = re.search(
+        r"printed ([\d.]+) times\.", sentence_with(PERFORMANCE, "without AVX-512 it printed")
+    )
     assert cost
     assert agrees(cost[1], measured["cost_of_guesses"])
     assert "avx512f" not in measured["machine"]["instructions"]
+
+
+def test_threads_and_memory() -> None:
+    measured = result("threads")
+    text = sentence_with(PERFORMANCE, "with two threads that share one CPU")
+    faults = measured["limited"]["major_faults_after_first_pass"]
+    assert ("read no page from the disk" in text) == (faults == 0)
+    found = [
+        measured["one_cpu"],
+        *measured["busy"].values(),
+        measured["idle_cpu_ms"],
+        measured["limited"]["peak_mb"],
+    ]
+    for begin, figure in zip(
+        ("a token takes", "thread it takes", "beside two", "the process uses", "the model, is"),
+        found,
+        strict=True,
+    ):
+        printed = re.search(rf"{begin} ([\d.]*\d)", text)
+        assert printed, begin
+        assert agrees(printed[1], figure), (begin, printed[1])
 
 
 def test_quality() -> None:
