@@ -129,7 +129,8 @@ def top_p(scores: Float32, p: float) -> Float32:
     # Tokens below an equal share of 1 - p sum to less than 1 - p: only the others are sorted.
     likely = probabilities >= min((1 - p) / len(probabilities), probabilities.max())
     possible, excluded = possible[likely], probabilities[~likely].sum()
-    order = probabilities[likely].argsort(kind="stable")
+    # By score: two scores that differ may have equal probabilities.
+    order = scores[possible].argsort(kind="stable")
     removed = excluded + probabilities[likely][order].cumsum() <= 1 - p
     removed[-1] = False
     kept = possible[order[~removed]]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpt2core import Engine, sampler
@@ -89,6 +89,7 @@ def test_logit_bias_is_added() -> None:
     st.integers(0, 50),
     st.floats(0, 1, exclude_max=True),
 )
+@example(values=[1e-26, 0.0], p=0.0, k=0, u=0.0)  # equal probabilities
 def test_only_candidates_are_sampled(values: list[float], p: float, k: int, u: float) -> None:
     left = sampler.top_p(sampler.top_k(scores(values), k), p)
     token = sampler.draw(left, u)
