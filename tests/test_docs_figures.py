@@ -297,10 +297,14 @@ def test_quality() -> None:
     measured = result("quality")
     text = sentence_with(PERFORMANCE, "The demo model on tales")
     assert numbers(text)[0] == measured["tokens"]
-    for row, (perplexity, same) in table(PERFORMANCE, "| perplexity").items():
+    shares = numbers(sentence_with("README.md", "the most likely token is the same"))
+    assert agrees(str(shares[0]), measured["bf16"]["same_next_token_percent"])
+    assert agrees(str(shares[1]), measured["int8"]["same_next_token_percent"])
+    for row, (perplexity, same, error) in table(PERFORMANCE, "| perplexity").items():
         found = measured[row.partition(",")[0].strip("`")]
         assert agrees(perplexity.partition(" ")[0], found["perplexity"])
         assert agrees(same.removesuffix(" %"), found["same_next_token_percent"])
+        assert agrees(error.removesuffix(" %"), 100 * found["logit_error_rms_of_spread"])
         if more := re.search(r"\+([\d.]+) %", perplexity):
             assert agrees(more[1], found["more_percent"])
 
