@@ -45,7 +45,7 @@
 
 #define K_CHUNK 768     /* part of the order of summation: another value changes the last bits */
 #define GROUP 64        /* int8 weights that share a scale */
-#define PANEL_OUTS 60   /* outputs converted to float32 together: K_CHUNK weights of each, in L2 */
+#define PANEL_OUTS 60   /* outputs converted to float32 together, a multiple of each PANEL_O: K_CHUNK weights of each, in L2 */
 #define PANEL_ROWS 33   /* from this many rows on, weights are converted once, not for each block */
 #define COLUMN_ROWS 8   /* up to this many rows, w [n_in][n_out] is used without a transpose */
 #define COLUMNS 256     /* outputs of such a product together: one partial sum of each row, in L1 */
@@ -391,9 +391,13 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #define wexp NAME(wexp_)
 #define activated NAME(activated_)
 #define do_activate NAME(do_activate_)
+#define put_block NAME(put_block_)
 #define block NAME(block_)
+#define panel_block NAME(panel_block_)
 #define strips NAME(strips_)
-#define run_strip NAME(run_strip_)
+#define panel_strips NAME(panel_strips_)
+#define run_strips NAME(run_strips_)
+#define panel_at NAME(panel_at_)
 #define to_panel NAME(to_panel_)
 #define columns_to_panel NAME(columns_to_panel_)
 #define rows_of_columns NAME(rows_of_columns_)
@@ -411,8 +415,10 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #if defined(__x86_64__)
 #define ISA avx2
 #define LANES 8
-/* Outputs and registers for a block of 1, 2, … rows: 16 registers hold sums and operands. */
+/* Outputs and registers for a block of 1, 2, … rows, then outputs and rows of a block of a panel: 16 registers hold sums and operands. */
 #define BLOCKS(B, kind) B(kind, 1, 4, 2) B(kind, 2, 2, 2) B(kind, 3, 3, 1) B(kind, 4, 2, 1) B(kind, 5, 2, 1) B(kind, 6, 2, 1)
+#define PANEL_O 3
+#define PANEL_BLOCKS(B) B(1) B(2) B(3) B(4)
 #define VALUES_AT_ONCE 1
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
@@ -421,11 +427,15 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #undef ISA
 #undef LANES
 #undef BLOCKS
+#undef PANEL_O
+#undef PANEL_BLOCKS
 #undef VALUES_AT_ONCE
 
 #define ISA avx512
 #define LANES 16
 #define BLOCKS(B, kind) B(kind, 1, 4, 1) B(kind, 2, 4, 1) B(kind, 3, 4, 1) B(kind, 4, 4, 1) B(kind, 5, 4, 1) B(kind, 6, 4, 1)
+#define PANEL_O 4
+#define PANEL_BLOCKS(B) B(1) B(2) B(3) B(4) B(5) B(6)
 #define VALUES_AT_ONCE 4
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -434,16 +444,22 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #undef ISA
 #undef LANES
 #undef BLOCKS
+#undef PANEL_O
+#undef PANEL_BLOCKS
 #undef VALUES_AT_ONCE
 #else
 #define ISA neon
 #define LANES 4
 #define BLOCKS(B, kind) B(kind, 1, 2, 4) B(kind, 2, 2, 4) B(kind, 3, 4, 1) B(kind, 4, 4, 1) B(kind, 5, 4, 1) B(kind, 6, 4, 1)
+#define PANEL_O 4
+#define PANEL_BLOCKS(B) B(1) B(2) B(3) B(4) B(5) B(6)
 #define VALUES_AT_ONCE 1
 #include "_kernels.c"
 #undef ISA
 #undef LANES
 #undef BLOCKS
+#undef PANEL_O
+#undef PANEL_BLOCKS
 #undef VALUES_AT_ONCE
 #endif
 
@@ -451,6 +467,8 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #define ISA scalar
 #define LANES 4
 #define BLOCKS(B, kind) B(kind, 1, 1, 4) B(kind, 2, 1, 4) B(kind, 3, 1, 4) B(kind, 4, 1, 4) B(kind, 5, 1, 4) B(kind, 6, 1, 4)
+#define PANEL_O 4
+#define PANEL_BLOCKS(B) B(1) B(2) B(3) B(4) B(5) B(6)
 #define VALUES_AT_ONCE 1
 #define SCALAR
 #include "_kernels.c"
@@ -1271,7 +1289,7 @@ typedef struct {
     size_t x_stride;
     float *y;
     size_t y_stride;
-    int n_k, add, prefetch;
+    int n_k, add;
 } NAME(Tile);
 
 #if LANES == 16
@@ -1295,15 +1313,35 @@ OP void sum16(const V *a, Q *rows)
 }
 #endif
 
-/* Store O sums. */
-OP void put(Q sums, float *to, const int O, int add)
+/* Store the first n of four sums. */
+OP void put(Q sums, float *to, int n, int add)
 {
-    if (O == 4) {
+    if (n == 4) {
         qstore(to, add ? qadd(qload(to), sums) : sums);
     } else {
         float four[4];
         qstore(four, sums);
-        UNROLL for (int o = 0; o < O; o++) to[o] = add ? to[o] + four[o] : four[o];
+        for (int o = 0; o < n; o++) to[o] = add ? to[o] + four[o] : four[o];
+    }
+}
+
+/* Add up the partial sums of O outputs by R rows and store the first n outputs. */
+OP void put_block(const int O, const int R, V part[][NV], const NAME(Tile) *t, float *y, int n)
+{
+    int r = 0;
+#if LANES == 16
+    if (O == 4 && R >= 4 && n == 4) { /* MAX_ROWS is less than eight */
+        V four[16];
+        Q rows[4];
+        UNROLL for (int i = 0; i < 16; i++) four[4 * (i % 4) + i / 4] = part[i][0];
+        sum16(four, rows);
+        UNROLL for (; r < 4; r++) put(rows[r], y + r * t->y_stride, n, t->add);
+    }
+#endif
+    UNROLL for (; r < R; r++) {
+        Q q[4];
+        UNROLL for (int o = 0; o < 4; o++) q[o] = fold(part[r * O + least(o, O - 1)]);
+        put(sum4(q[0], q[1], q[2], q[3]), y + r * t->y_stride, n, t->add);
     }
 }
 
@@ -1324,7 +1362,7 @@ OP void block(const enum kind kind, const int O, const int R, const int P, const
             V s[4];
             UNROLL for (int o = 0; o < O; o++) {
                 if (kind == INT8) s[o] = vset(scale[o * t->scale_stride + g / GROUP]);
-                if (h == 0 && t->prefetch) /* the next block reads this */
+                if (h == 0) /* the next block reads this */
                     UNROLL for (int line = 0; line < GROUP * size; line += 64)
                         __builtin_prefetch(w + (o + O) * t->w_stride + g * size + line);
             }
@@ -1349,21 +1387,31 @@ OP void block(const enum kind kind, const int O, const int R, const int P, const
             UNROLL for (int r = 0; r < R; r++)
                 UNROLL for (int p = 0; p < P; p++) part[r * O + o][h + p] = sum[o][r][p];
     }
-    int r = 0;
-#if LANES == 16
-    if (O == 4 && R >= 4) { /* MAX_ROWS is less than eight */
-        V four[16];
-        Q rows[4];
-        UNROLL for (int i = 0; i < 16; i++) four[4 * (i % 4) + i / 4] = part[i][0];
-        sum16(four, rows);
-        UNROLL for (; r < 4; r++) put(rows[r], y + r * t->y_stride, O, t->add);
+    put_block(O, R, part, t, y, O);
+}
+
+/* R rows by PANEL_O outputs of a panel, of which the first n exist. See panel_at. */
+OP void panel_block(const int R, const NAME(Tile) *t, const float *w, float *y, int n)
+{
+    V part[PANEL_O * MAX_ROWS][NV];
+    UNROLL for (int h = 0; h < NV; h++) {
+        V sum[PANEL_O][MAX_ROWS];
+        UNROLL for (int o = 0; o < PANEL_O; o++)
+            UNROLL for (int r = 0; r < R; r++) sum[o][r] = vset(0.f);
+#pragma GCC unroll 2
+        for (int k = LANES * h; k < t->n_k; k += 16) {
+            V weight[PANEL_O];
+            UNROLL for (int o = 0; o < PANEL_O; o++) weight[o] = vload(w + o * LANES);
+            w += PANEL_O * LANES;
+            UNROLL for (int r = 0; r < R; r++) {
+                V x = vload(t->x + r * t->x_stride + k);
+                UNROLL for (int o = 0; o < PANEL_O; o++) sum[o][r] = vfma(weight[o], x, sum[o][r]);
+            }
+        }
+        UNROLL for (int o = 0; o < PANEL_O; o++)
+            UNROLL for (int r = 0; r < R; r++) part[r * PANEL_O + o][h] = sum[o][r];
     }
-#endif
-    UNROLL for (; r < R; r++) {
-        Q q[4];
-        UNROLL for (int o = 0; o < 4; o++) q[o] = fold(part[r * O + least(o, O - 1)]);
-        put(sum4(q[0], q[1], q[2], q[3]), y + r * t->y_stride, O, t->add);
-    }
+    put_block(PANEL_O, R, part, t, y, n);
 }
 
 #define ONE_KIND(kind)                                                                                    \
@@ -1387,43 +1435,68 @@ ONE_KIND(F32)
 ONE_KIND(F16)
 ONE_KIND(BF16)
 ONE_KIND(INT8)
+typedef void NAME(Strip)(const NAME(Tile) *t, int n_out);
 #define ROWS_OF(kind) {NAME(strip_##kind##_1), NAME(strip_##kind##_2), NAME(strip_##kind##_3), NAME(strip_##kind##_4), NAME(strip_##kind##_5), NAME(strip_##kind##_6)}
-static void (*const strips[4][MAX_ROWS])(const NAME(Tile) *, int) = {ROWS_OF(F32), ROWS_OF(F16), ROWS_OF(BF16), ROWS_OF(INT8)};
+static NAME(Strip) *const strips[4][MAX_ROWS] = {ROWS_OF(F32), ROWS_OF(F16), ROWS_OF(BF16), ROWS_OF(INT8)};
 #undef ONE_KIND
 #undef ONE_BLOCK
 #undef ROWS_OF
 
-/* All rows of a tile for n_out outputs, in blocks of nearly equal numbers of rows. */
-static void run_strip(enum kind kind, NAME(Tile) t, int rows, int n_out)
+#define PANEL_STRIP(R)                                                                                    \
+    static __attribute__((noinline)) void NAME(panel_strip_##R)(const NAME(Tile) *t, int n_out)           \
+    {                                                                                                     \
+        const float *w = (const float *)t->w;                                                             \
+        for (int o = 0; o < n_out; o += PANEL_O, w += PANEL_O * t->n_k)                                   \
+            panel_block(R, t, w, t->y + o, least(PANEL_O, n_out - o));                                    \
+    }
+PANEL_BLOCKS(PANEL_STRIP)
+#undef PANEL_STRIP
+#define PANEL_STRIP(R) NAME(panel_strip_##R),
+static NAME(Strip) *const panel_strips[] = {PANEL_BLOCKS(PANEL_STRIP)};
+#undef PANEL_STRIP
+
+/* All rows of a tile for n_out outputs, in blocks of nearly equal numbers of rows, `most` or fewer. */
+static void run_strips(NAME(Strip) *const *strip, int most, NAME(Tile) t, int rows, int n_out)
 {
-    for (int blocks = (rows + MAX_ROWS - 1) / MAX_ROWS; blocks; blocks--) {
+    for (int blocks = (rows + most - 1) / most; blocks; blocks--) {
         int n = (rows + blocks - 1) / blocks;
-        strips[kind][n - 1](&t, n_out);
+        strip[n - 1](&t, n_out);
         t.x += n * t.x_stride;
         t.y += n * t.y_stride;
         rows -= n;
     }
 }
 
-/* Weights of outputs a..b and inputs k..k + n_k as float32 [b - a][n_k rounded up to 16]. */
+/*
+ * A panel holds float32 weights in the order in which panel_block reads them:
+ * [outputs / PANEL_O][NV][inputs / 16][PANEL_O][LANES], padded with zeros to whole blocks.
+ */
+OP float *panel_at(float *panel, int output, int h, int step, int steps)
+{
+    return panel + (((output / PANEL_O * NV + h) * steps + step) * PANEL_O + output % PANEL_O) * LANES;
+}
+
+/* Weights of outputs a..b and inputs k..k + n_k as a panel. */
 OP void to_panel(const enum kind kind, const Matrix *m, int a, int b, size_t k, int n_k, float *panel)
 {
     const size_t size = SIZE[kind], groups = round_up(m->n_in, GROUP) / GROUP;
-    for (int o = a; o < b; o++) {
-        const char *w = m->w + (o * m->n_in + k) * size;
-        for (int i = 0; i < n_k; i += 16) {
-            W v = wload_kind(kind, w + i * size, n_k - i);
-            if (kind == INT8) v = wmul(wset(m->scale[o * groups + (k + i) / GROUP]), v);
-            wstore_upto(panel, v, 16);
-            panel += 16;
+    const int steps = (n_k + 15) / 16, n = (int)round_up(b - a, PANEL_O);
+    for (int o = 0; o < n; o++) {
+        const size_t row = least(a + o, b - 1);
+        const char *w = m->w + (row * m->n_in + k) * size;
+        for (int step = 0; step < steps; step++) {
+            W v = a + o < b ? wload_kind(kind, w + 16 * step * size, n_k - 16 * step) : wset(0.f);
+            if (kind == INT8) v = wmul(wset(m->scale[row * groups + (k + 16 * step) / GROUP]), v);
+            EACH vstore(panel_at(panel, o, i, step, steps), v.v[i]);
         }
     }
 }
 
 OP void columns_to_panel(const enum kind kind, const Matrix *m, int a, int b, size_t k, int n_k, float *panel)
 {
-    const size_t size = SIZE[kind], stride = round_up(n_k, 16);
-    for (int i = 0; i < (int)stride; i += 4)
+    const size_t size = SIZE[kind];
+    const int steps = (n_k + 15) / 16, n = (int)round_up(b - a, PANEL_O);
+    for (int i = 0; i < 16 * steps; i += 4)
         for (int o = a; o < b; o += 16) {
             float four[4][16];
             for (int j = 0; j < 4; j++) {
@@ -1437,7 +1510,8 @@ OP void columns_to_panel(const enum kind kind, const Matrix *m, int a, int b, si
                 Q q[4];
                 for (int j = 0; j < 4; j++) q[j] = qload(four[j] + c);
                 transpose4(q);
-                for (int j = 0; j < 4 && o + c + j < b; j++) qstore(panel + (o - a + c + j) * stride + i, q[j]);
+                for (int j = 0; j < 4 && o - a + c + j < n; j++)
+                    qstore(panel_at(panel, o - a + c + j, i % 16 / LANES, i / 16, steps) + i % LANES, q[j]);
             }
         }
 }
@@ -1506,15 +1580,13 @@ static void product_core(const Matrix *m, const float *x, size_t x_stride, int r
                 t.w_stride = m->n_in * size;
                 if (groups) t.scale = m->scale + from * groups + k / GROUP;
                 t.scale_stride = groups;
-                t.prefetch = 1;
-                run_strip(m->kind, t, rows, to - from);
+                run_strips(strips[m->kind], MAX_ROWS, t, rows, to - from);
             } else {
                 if (m->columns) { BY_KIND(columns_to_panel, m, from, to, k, n_k, panel) }
                 else { BY_KIND(to_panel, m, from, to, k, n_k, panel) }
                 t.n_k = (int)round_up(n_k, 16);
                 t.w = (const char *)panel;
-                t.w_stride = t.n_k * sizeof(float);
-                run_strip(F32, t, rows, to - from);
+                run_strips(panel_strips, sizeof panel_strips / sizeof *panel_strips, t, rows, to - from);
             }
         }
     }
