@@ -17,7 +17,7 @@ from handler.errors import (
     ModelNotFound,
     ModelUnavailable,
 )
-from handler.store import part, publish, s3, transfer
+from handler.store import part, publish, s3
 from handler.store.download import to_directory
 from handler.store.revisions import resolve
 from tests.support.downloads import WEIGHTS, Silent, download, leftovers, manifest_of, same_files
@@ -41,17 +41,7 @@ from tests.support.proxy import (
 )
 from tests.support.s3_server import SECRET_KEY, Bucket
 
-
-@pytest.fixture(autouse=True)
-def small_parts_and_short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several parts per file, and no pauses between retries."""
-    monkeypatch.setattr(s3, "PART_BYTES", 10_000)
-    monkeypatch.setattr(transfer, "FIRST_PAUSE_S", 0.001)
-
-
-@pytest.fixture
-def uri(bucket: Bucket, model_dir: Path) -> str:
-    return bucket.upload(model_dir, "models/gpt2")
+pytestmark = pytest.mark.usefixtures("small_parts_and_short_pauses")
 
 
 def test_a_model_arrives_in_parts_and_is_published(

@@ -20,17 +20,7 @@ from tests.support.downloads import WEIGHTS, Silent, download, leftovers, manife
 from tests.support.proxy import FaultProxy, Handler, Response, after, forward, stall, status
 from tests.support.s3_server import Bucket
 
-
-@pytest.fixture(autouse=True)
-def small_parts_and_short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several parts per file, and no pauses between retries."""
-    monkeypatch.setattr(s3, "PART_BYTES", 10_000)
-    monkeypatch.setattr(transfer, "FIRST_PAUSE_S", 0.001)
-
-
-@pytest.fixture
-def uri(bucket: Bucket, model_dir: Path) -> str:
-    return bucket.upload(model_dir, "models/gpt2")
+pytestmark = pytest.mark.usefixtures("small_parts_and_short_pauses")
 
 
 def non_md5_etags(handler: Handler, response: Response) -> None:
