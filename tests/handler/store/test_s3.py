@@ -28,6 +28,7 @@ from tests.support.models import (
     write_sharded_model,
 )
 from tests.support.proxy import (
+    Fault,
     FaultProxy,
     Handler,
     Response,
@@ -273,9 +274,9 @@ def test_a_persistent_error_reports_the_retries(
 
 @pytest.mark.parametrize("fault", [truncate(3000), reset(3000), reset(0)])
 def test_an_interrupted_response_is_resumed(
-    uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path, fault: object
+    uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path, fault: Fault
 ) -> None:
-    proxy.inject("GET", WEIGHTS, fault, times=5)  # type: ignore[arg-type]
+    proxy.inject("GET", WEIGHTS, fault, times=5)
     assert same_files(download(uri, tmp_path).path, model_dir)
 
 
