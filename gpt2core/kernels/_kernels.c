@@ -48,14 +48,14 @@
 #define PANEL_OUTS 60   /* outputs converted to float32 together, a multiple of each PANEL_O: K_CHUNK weights of each, in L2 */
 #define PANEL_ROWS 33   /* from this many rows on, weights are converted once, not for each block */
 #define COLUMN_ROWS 8   /* up to this many rows, w [n_in][n_out] is used without a transpose */
-#define COLUMNS 256     /* outputs of such a product together: one partial sum of each row, in L1 */
+#define COLUMN_SUMS 2048 /* rows times outputs of such a product together: one partial sum of each, in L1 */
 #define MAX_ROWS 6      /* rows of a register block */
 #define GREEDY_ROWS 64  /* rows of logits that are searched together */
 #define UNIT_ROWS 24    /* rows of a sequence in one unit of attention work */
 #define MAX_THREADS 64
 #define SMALL_WORK 40000 /* fewer multiply-adds run on one thread: a few microseconds */
 
-_Static_assert(16 * COLUMN_ROWS * COLUMNS <= PANEL_OUTS * K_CHUNK, "the sums of columns fit the scratch of a panel");
+_Static_assert(16 * COLUMN_SUMS <= PANEL_OUTS * K_CHUNK, "the sums of columns fit the scratch of a panel");
 
 enum kind { F32, F16, BF16, INT8 };
 static const int SIZE[] = {4, 2, 2, 1};
@@ -517,14 +517,21 @@ static const Kernels *choose_kernels(const char *name)
     return chosen = NULL;
 }
 
-/* Outputs of a piece: several pieces for each thread, so that a late thread costs little. */
+/*
+ * Outputs of a piece: several pieces for each thread, so that a late thread costs little. Of weights
+ * in columns, a piece reads a part of every row: one for each thread, so that the parts are long.
+ */
 static int piece_of(const Matrix *m, int rows)
 {
+    if (m->columns && rows <= COLUMN_ROWS) {
+        const size_t most = COLUMN_SUMS / rows / 16 * 16, pieces = round_up((m->n_out + most - 1) / most, pool.n_threads);
+        return (int)round_up((m->n_out + pieces - 1) / pieces, 16);
+    }
     if (!m->columns && rows < PANEL_ROWS) {
         size_t piece = m->n_out / (pool.n_threads * (rows < 4 ? 2 : 4)) / 12 * 12;
         return piece < 12 ? 12 : piece > 504 ? 504 : (int)piece;
     }
-    return rows <= COLUMN_ROWS ? COLUMNS : 48;
+    return 48;
 }
 
 /* x with padded rows, if n_in is not a multiple of 16 and w is not used in columns. */
@@ -1362,9 +1369,9 @@ OP void block(const enum kind kind, const int O, const int R, const int P, const
             V s[4];
             UNROLL for (int o = 0; o < O; o++) {
                 if (kind == INT8) s[o] = vset(scale[o * t->scale_stride + g / GROUP]);
-                if (h == 0) /* the next block reads this */
+                if (h == 0) /* for the block after the next, to L2: L1 has too few requests for memory's latency */
                     UNROLL for (int line = 0; line < GROUP * size; line += 64)
-                        __builtin_prefetch(w + (o + O) * t->w_stride + g * size + line);
+                        __builtin_prefetch(w + (o + 2 * O) * t->w_stride + g * size + line, 0, 2);
             }
             const int end = least(g + GROUP, t->n_k);
 #pragma GCC unroll 2
@@ -1518,30 +1525,31 @@ OP void columns_to_panel(const enum kind kind, const Matrix *m, int a, int b, si
 
 /*
  * One chunk of a few rows by w [n_in][n_out]: the sixteen sums of every output in `sum`
- * [16][rows][COLUMNS]. One sum after the other, so that those in use stay in L1 and the weights are
- * read from memory once for all rows.
+ * [16][rows][outputs, rounded up to 16]. One sum after the other, so that those in use stay in L1 and
+ * the weights are read from memory once for all rows.
  */
 OP void rows_of_columns(const enum kind kind, const Matrix *m, int a, int b, size_t k, int n_k, const float *x, size_t x_stride, int rows, float *y, size_t y_stride, int add, float *sum)
 {
-    const size_t size = SIZE[kind], n = b - a, whole = n / 16 * 16, width = rows * COLUMNS;
+    const size_t size = SIZE[kind], n = b - a, whole = n / 16 * 16, stride = round_up(n, 16), width = rows * stride;
     for (size_t i = 0; i < 16 * width; i += 16) wstore_upto(sum + i, wset(0.f), 16);
     for (int j = 0; j < 16; j++)
         for (int i = j; i < n_k; i += 16) {
-            const char *w = m->w + ((k + i) * m->n_out + a) * size, *later = w + 32 * m->n_out * size;
+            const int next = i + 64 < n_k ? i + 64 : i + 65 - n_k; /* four inputs later */
+            const char *w = m->w + ((k + i) * m->n_out + a) * size, *later = m->w + ((k + next) * m->n_out + a) * size;
             const float *scale = m->scale + (kind == INT8 ? (k + i) / GROUP * m->n_out + a : 0);
             for (size_t o = 0; o < n; o += 16) {
-                __builtin_prefetch(later + o * size);
+                __builtin_prefetch(later + o * size, 0, 2);
                 W v = wload_kind(kind, w + o * size, o < whole ? 16 : n - o);
                 if (kind == INT8) v = wmul(wload_upto(scale + o, n - o), v);
                 float *to = sum + j * width + o;
-                for (int r = 0; r < rows; r++, to += COLUMNS)
+                for (int r = 0; r < rows; r++, to += stride)
                     wstore_upto(to, wfma(v, wset(x[r * x_stride + i]), wload(to)), 16);
             }
         }
     for (int r = 0; r < rows; r++, y += y_stride)
         for (size_t o = 0; o < n; o += 16) {
             W s[16];
-            for (int j = 0; j < 16; j++) s[j] = wload(sum + j * width + r * COLUMNS + o);
+            for (int j = 0; j < 16; j++) s[j] = wload(sum + j * width + r * stride + o);
             for (int j = 0; j < 8; j++) s[j] = wadd(s[j], s[j + 8]);
             for (int j = 0; j < 4; j++) s[j] = wadd(s[j], s[j + 4]);
             s[0] = wadd(wadd(s[0], s[2]), wadd(s[1], s[3]));
@@ -1566,7 +1574,7 @@ static void product_core(const Matrix *m, const float *x, size_t x_stride, int r
 {
     const int size = SIZE[m->kind], by_columns = m->columns && rows <= COLUMN_ROWS;
     const int direct = !m->columns && m->n_in % 16 == 0 && rows < PANEL_ROWS;
-    const int step = by_columns ? COLUMNS : direct && rows <= MAX_ROWS ? b - a : direct ? 12 : PANEL_OUTS;
+    const int step = by_columns || (direct && rows <= MAX_ROWS) ? b - a : direct ? 12 : PANEL_OUTS;
     const size_t groups = m->kind == INT8 ? round_up(m->n_in, GROUP) / GROUP : 0;
     for (int from = a; from < b; from += step) {
         const int to = least(from + step, b);
