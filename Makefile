@@ -125,6 +125,7 @@ lint: $(DEV)
 bench: $(BENCH) $(LLAMA) $(TEST) $(DEV) $(KERNELS)
 	.venv-bench/bin/python bench/cold_start.py
 	.venv-bench/bin/python bench/warm.py
+	.venv-bench/bin/python bench/serve.py
 	.venv-bench/bin/python bench/kernels.py
 	.venv-bench/bin/python bench/threads.py
 	.venv-bench/bin/python bench/prompt_lookup.py

@@ -1,6 +1,6 @@
 """Tokens per second of `python -m handler serve` by number of concurrent clients.
 
-    python bench/serve.py [--runs 5] [--precision f32,int8]
+    make bench      or      python bench/serve.py [--runs 5] [--precision f32,int8]
 
 Random weights of the 124M shape, packed. Every client sends requests in sequence over HTTP: prompts
 of 5 to 8 tokens, 20 new tokens each. A round has the same number of requests for every number of

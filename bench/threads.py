@@ -5,7 +5,8 @@
 Random weights. What is compared alternates; ratios are medians of the ratios of neighbours:
 
     one CPU    a token with two threads that share one CPU, against one thread there
-    busy       a token while 1 or 2 Python threads run pure Python code, against none
+    busy       a token while 1 or 2 Python threads run pure Python code, against none: with the
+               interval of handing over the GIL that `serve` sets, and with Python's default
     idle       CPU time used from 1 ms after a pass to 100 ms after it
     limited    512 positions in a memory cgroup of 256 MB: page faults that read from the disk
                after the first pass, where root can make a cgroup (version 1)
@@ -50,11 +51,13 @@ def main() -> None:
         return
     from bench.implementations import packed_model
     from bench.random_model import make
+    from handler.decoding_thread import GIL_SWITCH_INTERVAL
 
     folder = str(packed_model(make(MODELS / "gpt2-published").absolute(), "int8"))
     report = {
         "one_cpu": on_one_cpu(folder, args.rounds),
-        "busy": {str(n): busy(folder, n, args.rounds) for n in (1, 2)},
+        "busy": {str(n): busy(folder, n, args.rounds, GIL_SWITCH_INTERVAL) for n in (1, 2)},
+        "busy_default": {str(n): busy(folder, n, args.rounds) for n in (1, 2)},
         "idle_cpu_ms": idle(folder, args.rounds),
         "limited": limited(folder),
     }
@@ -121,14 +124,17 @@ def _python_threads(n: int) -> Iterator[None]:
             thread.join()
 
 
-def busy(folder: str, threads: int, rounds: int) -> float:
+def busy(folder: str, threads: int, rounds: int, interval: float | None = None) -> float:
     """A token beside busy Python threads, times one without them."""
     step = _decoder(folder)
+    default = sys.getswitchinterval()
+    sys.setswitchinterval(interval or default)
     ratios = []
     for _ in range(rounds):
         alone = _seconds(step)
         with _python_threads(threads):
             ratios.append(_seconds(step) / alone)
+    sys.setswitchinterval(default)
     return round(median(ratios), 3)
 
 

@@ -1,5 +1,6 @@
 """Shares passes over the weights between concurrent requests."""
 
+import sys
 from _thread import start_new_thread
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
@@ -12,18 +13,24 @@ if TYPE_CHECKING:
     from gpt2core.generation import Prompt
     from handler.generation import Event
 
+# Seconds. A pass over the weights takes some milliseconds and mostly keeps the GIL. With Python's
+# default of 5 ms, each busy thread would delay the next pass by about the time of a pass.
+GIL_SWITCH_INTERVAL = 0.0005
+
 
 class DecodingThread:
     """The decoding thread of a process that serves concurrent requests.
 
     All requests share the passes over the weights. Several decoding threads would compete for the
-    CPUs, because each matrix product already uses all of them.
+    CPUs, because each matrix product already uses all of them. Sets the interval at which Python
+    threads hand over the GIL, for the whole process.
     """
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self._scheduler = engine.scheduler()
         self._submitted: SimpleQueue[_Submission] = SimpleQueue()
+        sys.setswitchinterval(GIL_SWITCH_INTERVAL)
         start_new_thread(self._run, ())
 
     def decode(

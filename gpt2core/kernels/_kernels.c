@@ -46,7 +46,6 @@
 #define K_CHUNK 768     /* part of the order of summation: another value changes the last bits */
 #define GROUP 64        /* int8 weights that share a scale */
 #define PANEL_OUTS 60   /* outputs converted to float32 together, a multiple of each PANEL_O: K_CHUNK weights of each, in L2 */
-#define PANEL_ROWS 33   /* from this many rows on, weights are converted once, not for each block */
 #define COLUMN_ROWS 8   /* up to this many rows, w [n_in][n_out] is used without a transpose */
 #define COLUMN_SUMS 2048 /* rows times outputs of such a product together: one partial sum of each, in L1 */
 #define MAX_ROWS 6      /* rows of a register block */
@@ -59,6 +58,7 @@ _Static_assert(16 * COLUMN_SUMS <= PANEL_OUTS * K_CHUNK, "the sums of columns fi
 
 enum kind { F32, F16, BF16, INT8 };
 static const int SIZE[] = {4, 2, 2, 1};
+static const int PANEL_ROWS[] = {96, 96, 96, 48}; /* from this many rows on, weights are converted once, not for each block */
 
 enum activation { NONE, GELU_TANH, GELU_ERF, QUICK_GELU, RELU, RELU2, SILU, SIGMOID, TANH, N_ACTIVATIONS };
 
@@ -527,7 +527,7 @@ static int piece_of(const Matrix *m, int rows)
         const size_t most = COLUMN_SUMS / rows / 16 * 16, pieces = round_up((m->n_out + most - 1) / most, pool.n_threads);
         return (int)round_up((m->n_out + pieces - 1) / pieces, 16);
     }
-    if (!m->columns && rows < PANEL_ROWS) {
+    if (!m->columns && rows < PANEL_ROWS[m->kind]) {
         size_t piece = m->n_out / (pool.n_threads * (rows < 4 ? 2 : 4)) / 12 * 12;
         return piece < 12 ? 12 : piece > 504 ? 504 : (int)piece;
     }
@@ -1573,7 +1573,7 @@ OP void rows_of_columns(const enum kind kind, const Matrix *m, int a, int b, siz
 static void product_core(const Matrix *m, const float *x, size_t x_stride, int rows, float *y, size_t y_stride, int a, int b, float *panel)
 {
     const int size = SIZE[m->kind], by_columns = m->columns && rows <= COLUMN_ROWS;
-    const int direct = !m->columns && m->n_in % 16 == 0 && rows < PANEL_ROWS;
+    const int direct = !m->columns && m->n_in % 16 == 0 && rows < PANEL_ROWS[m->kind];
     const int step = by_columns || (direct && rows <= MAX_ROWS) ? b - a : direct ? 12 : PANEL_OUTS;
     const size_t groups = m->kind == INT8 ? round_up(m->n_in, GROUP) / GROUP : 0;
     for (int from = a; from < b; from += step) {

@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,15 @@ def test_prompts_of_several_threads_share_passes_and_each_gets_its_own_ids(
             assert end.ids == engine.generate_ids([i], 9)  # type: ignore[union-attr]
         assert first.result(TIMEOUT).ids == engine.generate_ids([0], 9)
     assert gate.sequences[:2] == [1, 8]
+
+
+def test_python_threads_hand_over_the_gil_after_half_a_millisecond(engine: Engine) -> None:
+    default = sys.getswitchinterval()
+    try:
+        DecodingThread(engine)
+        assert sys.getswitchinterval() == pytest.approx(0.0005)
+    finally:
+        sys.setswitchinterval(default)
 
 
 def test_cancelling_a_caller_does_not_affect_the_others(engine: Engine, gate: Gate) -> None:
