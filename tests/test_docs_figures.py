@@ -85,7 +85,7 @@ def test_float32_implementations_give_the_same_text() -> None:
 def test_the_phases_of_a_cold_start() -> None:
     found = result("cold_start")["warm"]["ours int8"]
     laps = found["laps_ms"]
-    text = sentence_with(PERFORMANCE, "Of the 139 ms").partition("The first token")[0]
+    text = sentence_with(PERFORMANCE, "Eight threads read").partition("The first token")[0]
     phases = re.search(
         r"Of the (\d+) ms .*?, (\d+) are .*?, ([\d.]+) opening .*? (\d+) the ten", text
     )
@@ -191,10 +191,12 @@ def test_a_token_in_the_costs_of_memory() -> None:
 
 
 def test_larger_shapes() -> None:
-    measured = result("sizes")["355M"]
-    for row, (cold, token) in table(PERFORMANCE, "355M parameters").items():
-        assert agrees(cold, measured["cold_start"][implementation(row)]["median_ms"])
-        assert agrees(token, measured["token"][implementation(row)]["median_ms"])
+    measured = result("sizes")
+    columns = [(size, what) for what in ("cold_start", "token") for size in measured]
+    assert columns[0] == ("355M", "cold_start")
+    for row, cells in table(PERFORMANCE, "parameters: cold start, ms").items():
+        for cell, (size, what) in zip(cells, columns, strict=True):
+            assert agrees(cell, measured[size][what][implementation(row)]["median_ms"]), (row, cell)
 
 
 def test_downloads() -> None:
@@ -203,7 +205,15 @@ def test_downloads() -> None:
     for name, key in (("`python -m handler fetch`", "ours, fetch"), ("`aws s3 cp`", "aws s3 cp")):
         spread, ratio = rows[name]
         assert_spread(spread, measured[key])
-        assert agrees(ratio, measured[key]["times_of_aws_s3_cp"])
+        assert agrees(ratio, measured[key]["times_of"]["aws s3 cp"])
+
+
+def test_imports_of_a_cold_invoke() -> None:
+    measured = result("imports")["median_ms"]
+    rows = table(PERFORMANCE, "import |")
+    assert {name.strip("`") for name in rows} == set(measured)
+    for name, (cell,) in rows.items():
+        assert agrees(cell, measured[name.strip("`")]), name
 
 
 def test_the_runtimes_first_reply() -> None:
@@ -266,27 +276,38 @@ def test_prompt_lookup() -> None:
             figures = re.findall(r"[\d.]+", cell)
             for figure, key in zip(figures, ("median", "min", "max"), strict=True):
                 assert agrees(figure, found[what][key]), (row, cell)
-    cost = re.search(
-        r"printed ([\d.]+) times for", sentence_with(PERFORMANCE, "without AVX-512 it printed")
-    )
-    assert cost
-    assert agrees(cost[1], measured["cost_of_guesses"])
-    assert "avx512f" not in measured["machine"]["instructions"]
+    text = sentence_with(PERFORMANCE, "A pass that checks three guesses")
+    for sentence, key in (
+        (r"Here it is ([\d.]+) times as long", "cost_of_guesses"),
+        (r"always wrong, took ([\d.]+) times as long", "cost_of_wrong_guesses"),
+    ):
+        printed = re.search(sentence, text)
+        assert printed, sentence
+        assert agrees(printed[1], measured[key])
 
 
 def test_threads_and_memory() -> None:
     measured = result("threads")
-    text = sentence_with(PERFORMANCE, "with two threads that share one CPU")
+    text = sentence_with(PERFORMANCE, "With two threads that share one CPU")
     faults = measured["limited"]["major_faults_after_first_pass"]
     assert ("read no page from the disk" in text) == (faults == 0)
     found = [
         measured["one_cpu"],
         *measured["busy"].values(),
+        *measured["busy_default"].values(),
         measured["idle_cpu_ms"],
         measured["limited"]["peak_mb"],
     ]
     for begin, figure in zip(
-        ("a token takes", "thread it takes", "beside two", "the process uses", "the model, is"),
+        (
+            "a token takes",
+            "thread it takes",
+            "beside two",
+            "5 ms it takes",
+            "times and",
+            "the process uses",
+            "the model, is",
+        ),
         found,
         strict=True,
     ):
