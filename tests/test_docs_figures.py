@@ -278,7 +278,7 @@ def test_prompt_lookup() -> None:
                 assert agrees(figure, found[what][key]), (row, cell)
     text = sentence_with(PERFORMANCE, "A pass that checks three guesses")
     for sentence, key in (
-        (r"Here it is ([\d.]+) times as long", "cost_of_guesses"),
+        (r"Here it takes ([\d.]+) times as long", "cost_of_guesses"),
         (r"always wrong, took ([\d.]+) times as long", "cost_of_wrong_guesses"),
     ):
         printed = re.search(sentence, text)

@@ -1574,7 +1574,7 @@ static void product_core(const Matrix *m, const float *x, size_t x_stride, int r
 {
     const int size = SIZE[m->kind], by_columns = m->columns && rows <= COLUMN_ROWS;
     const int direct = !m->columns && m->n_in % 16 == 0 && rows < PANEL_ROWS[m->kind];
-    /* The chunks of a row of weights are read soon after one another: they share pages, and are prefetched together. */
+    /* Where a row has several chunks, steps are short: what the processor prefetches of the row stays in L2 for the next. */
     const int whole = by_columns || (direct && rows <= MAX_ROWS && m->n_in <= K_CHUNK);
     const int step = whole ? b - a : !direct ? PANEL_OUTS : rows == 1 ? 4 : 12;
     const size_t groups = m->kind == INT8 ? round_up(m->n_in, GROUP) / GROUP : 0;
