@@ -37,7 +37,7 @@ def drop_caches() -> None:
 
 
 def can_mount_slow_volume() -> bool:
-    """Whether `slow_volume` works here (Debian packages nbdkit and nbdfuse, and FUSE)."""
+    """Whether `slow_volume` works here (Debian packages nbdkit, libnbd-bin and fuse3)."""
     return all(map(shutil.which, ("nbdkit", "nbdfuse", "fusermount3"))) and os.access(
         "/dev/fuse", os.W_OK
     )
