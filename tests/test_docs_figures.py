@@ -136,9 +136,9 @@ def test_the_throughput_that_the_costs_of_batches_use() -> None:
     f32, int8 = re.findall(r"(\d+)(?: tokens per second)? in (?:f32|int8)", text)[:2]
     assert agrees(f32, measured["ours f32"]["median_tokens_per_s"])
     assert agrees(int8, measured["ours int8"]["median_tokens_per_s"])
-    at, replies = re.search(
-        r"At (\d+), a million replies of 20 tokens take ([\d,]+) s", text
-    ).groups()  # type: ignore[union-attr]
+    cost = re.search(r"At (\d+), a million replies of 20 tokens take ([\d,]+) s", text)
+    assert cost
+    at, replies = cost.groups()
     assert at == f32
     assert abs(20e6 / float(f32) / float(replies.replace(",", "")) - 1) < 0.001
 
@@ -239,10 +239,9 @@ def test_the_image() -> None:
     own, demo, theirs, times = found.groups()
     assert (float(own), float(theirs)) == (size, peer)
     assert agrees(times, peer / size)
-    base, total, without = (
-        float(re.search(pattern, text)[1])  # type: ignore[index]
-        for pattern in (r"adds ([\d.]+) MB", r": ([\d.]+) MB in all", r"or ([\d.]+) MB without")
-    )
+    parts = re.search(r"adds ([\d.]+) MB.*?: ([\d.]+) MB in all.*?or ([\d.]+) MB without", text)
+    assert parts
+    base, total, without = map(float, parts.groups())
     assert round(base + size, 1) == without
     assert round(base + size + float(demo), 1) == total
     shown = sum(float(cells[2]) for cells in table("docs/image.md", "part | files").values())
@@ -354,10 +353,12 @@ def test_the_sizes_of_packed_models_follow_from_the_shape() -> None:
     text = sentence_with("README.md", "124M parameters take")
     for figure, precision in zip(numbers(text)[1:4], ("f32", "bf16", "int8"), strict=True):
         assert agrees(str(int(figure)), _weights_mb(precision))
-    f32, int8 = re.search(
+    memory = re.search(
         r"124M parameters: (\d+) MB in f32, (\d+) in int8",
         sentence_with("docs/deploy.md", "The table is for"),
-    ).groups()  # type: ignore[union-attr]
+    )
+    assert memory
+    f32, int8 = memory.groups()
     assert agrees(f32, _weights_mb("f32"))
     assert agrees(int8, _weights_mb("int8"))
 

@@ -96,8 +96,8 @@ def test_prompts_of_several_threads_share_passes_and_each_gets_its_own_ids(
         for i, (one, events) in enumerate(zip(started, others, strict=True), 1):
             one.result(TIMEOUT)
             *_, (_, _, end) = events
-            assert end is not None
-            assert end.ids == engine.generate_ids([i], 9)  # type: ignore[union-attr]
+            assert isinstance(end, Generation)
+            assert end.ids == engine.generate_ids([i], 9)
         assert first.result(TIMEOUT).ids == engine.generate_ids([0], 9)
     assert gate.sequences[:2] == [1, 8]
 

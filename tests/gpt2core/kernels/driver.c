@@ -111,7 +111,7 @@ static int same_bits(const float *a, const float *b, size_t n)
 static void fuzz_product(void)
 {
     static const int rows_to_try[] = {1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 31, 70};
-    int odd = !below(3), n_in = below(4) ? 1 + below(200) : 16 * (1 + below(110)), n_out = 1 + below(below(3) ? 40 : below(8) ? 300 : 2500), rows = 1 + below(70);
+    int odd = !below(3), n_in = below(4) ? 1 + below(200) : 16 * (1 + below(110)), n_out = 1 + below(below(3) ? 40 : below(8) ? 300 : 2500), rows = 1 + below(below(4) ? 70 : 120);
     Guarded memory, scales, gx = guarded(sizeof(float) * rows * n_in, 0), gy = guarded(sizeof(float) * rows * n_out, 0);
     Matrix m = matrix((enum kind)below(4), below(2), n_out, n_in, odd, &memory, &scales);
     float *x = (float *)gx.data, *y = (float *)gy.data, *first = new_floats((size_t)rows * n_out + 1), *bias = new_floats(n_out);
