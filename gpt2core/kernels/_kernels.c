@@ -48,7 +48,9 @@
 #define PANEL_OUTS 60   /* outputs converted to float32 together, a multiple of each PANEL_O: K_CHUNK weights of each, in L2 */
 #define COLUMN_ROWS 8   /* up to this many rows, w [n_in][n_out] is used without a transpose */
 #define COLUMN_SUMS 2048 /* rows times outputs of such a product together: one partial sum of each, in L1 */
-#define MAX_ROWS 6      /* rows of a register block */
+#define BLOCK_ROWS 6    /* rows of a register block; INT8_ROWS for int8 */
+#define MAX_ROWS 8      /* the larger of the two */
+#define PANEL_PIECE 48  /* outputs of a piece of work that uses panels */
 #define GREEDY_ROWS 64  /* rows of logits that are searched together */
 #define UNIT_ROWS 24    /* rows of a sequence in one unit of attention work */
 #define MAX_THREADS 64
@@ -127,7 +129,7 @@ static int least(int a, int b) { return a < b ? a : b; }
 #if defined(__x86_64__)
 static unsigned float_mode(void) { unsigned old = _mm_getcsr(); _mm_setcsr(0x1F80); return old; }
 static void restore_float_mode(unsigned mode) { _mm_setcsr(mode); }
-static void pause_a_little(void) { _mm_pause(); }
+static void cpu_relax(void) { _mm_pause(); }
 #else
 static unsigned float_mode(void)
 {
@@ -140,7 +142,7 @@ static void restore_float_mode(unsigned mode)
     uint64_t wide = mode;
     __asm__ volatile("msr fpcr, %0" : : "r"(wide));
 }
-static void pause_a_little(void) { __asm__ volatile("yield"); }
+static void cpu_relax(void) { __asm__ volatile("yield"); }
 #endif
 
 /* ================ threads ================ */
@@ -187,8 +189,8 @@ static void futex_wake(_Atomic uint32_t *word, int n)
 static int keep_waiting(int64_t *since)
 {
     if (!*since) *since = nanoseconds();
-    pause_a_little();
-    pause_a_little();
+    cpu_relax();
+    cpu_relax();
     int64_t waited = nanoseconds() - *since;
     if (waited > 5000) sched_yield();
     return waited < 50000;
@@ -415,8 +417,14 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #if defined(__x86_64__)
 #define ISA avx2
 #define LANES 8
-/* Outputs and registers for a block of 1, 2, … rows, then outputs and rows of a block of a panel: 16 registers hold sums and operands. */
+/*
+ * B(kind, R, O, P): a block has R rows and O outputs and computes P of its NV registers at a time.
+ * PANEL_O, PANEL_BLOCKS: outputs of a block of a panel, and its possible numbers of rows. All are
+ * chosen so that sums and operands fit the registers, 16 here and 32 on the others.
+ */
 #define BLOCKS(B, kind) B(kind, 1, 4, 2) B(kind, 2, 2, 2) B(kind, 3, 3, 1) B(kind, 4, 2, 1) B(kind, 5, 2, 1) B(kind, 6, 2, 1)
+#define INT8_BLOCKS(B)
+#define INT8_ROWS BLOCK_ROWS
 #define PANEL_O 3
 #define PANEL_BLOCKS(B) B(1) B(2) B(3) B(4)
 #define VALUES_AT_ONCE 1
@@ -427,6 +435,8 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #undef ISA
 #undef LANES
 #undef BLOCKS
+#undef INT8_BLOCKS
+#undef INT8_ROWS
 #undef PANEL_O
 #undef PANEL_BLOCKS
 #undef VALUES_AT_ONCE
@@ -434,6 +444,9 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #define ISA avx512
 #define LANES 16
 #define BLOCKS(B, kind) B(kind, 1, 4, 1) B(kind, 2, 4, 1) B(kind, 3, 4, 1) B(kind, 4, 4, 1) B(kind, 5, 4, 1) B(kind, 6, 4, 1)
+/* int8 needs more instructions for each weight, so more rows share them. */
+#define INT8_BLOCKS(B) B(INT8, 7, 3, 1) B(INT8, 8, 3, 1)
+#define INT8_ROWS 8
 #define PANEL_O 4
 #define PANEL_BLOCKS(B) B(1) B(2) B(3) B(4) B(5) B(6)
 #define VALUES_AT_ONCE 4
@@ -444,6 +457,8 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #undef ISA
 #undef LANES
 #undef BLOCKS
+#undef INT8_BLOCKS
+#undef INT8_ROWS
 #undef PANEL_O
 #undef PANEL_BLOCKS
 #undef VALUES_AT_ONCE
@@ -451,6 +466,8 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #define ISA neon
 #define LANES 4
 #define BLOCKS(B, kind) B(kind, 1, 2, 4) B(kind, 2, 2, 4) B(kind, 3, 4, 1) B(kind, 4, 4, 1) B(kind, 5, 4, 1) B(kind, 6, 4, 1)
+#define INT8_BLOCKS(B)
+#define INT8_ROWS BLOCK_ROWS
 #define PANEL_O 4
 #define PANEL_BLOCKS(B) B(1) B(2) B(3) B(4) B(5) B(6)
 #define VALUES_AT_ONCE 1
@@ -458,6 +475,8 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #undef ISA
 #undef LANES
 #undef BLOCKS
+#undef INT8_BLOCKS
+#undef INT8_ROWS
 #undef PANEL_O
 #undef PANEL_BLOCKS
 #undef VALUES_AT_ONCE
@@ -467,6 +486,8 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #define ISA scalar
 #define LANES 4
 #define BLOCKS(B, kind) B(kind, 1, 1, 4) B(kind, 2, 1, 4) B(kind, 3, 1, 4) B(kind, 4, 1, 4) B(kind, 5, 1, 4) B(kind, 6, 1, 4)
+#define INT8_BLOCKS(B)
+#define INT8_ROWS BLOCK_ROWS
 #define PANEL_O 4
 #define PANEL_BLOCKS(B) B(1) B(2) B(3) B(4) B(5) B(6)
 #define VALUES_AT_ONCE 1
@@ -518,8 +539,8 @@ static const Kernels *choose_kernels(const char *name)
 }
 
 /*
- * Outputs of a piece: several pieces for each thread, so that a late thread costs little. Of weights
- * in columns, a piece reads a part of every row: one for each thread, so that the parts are long.
+ * Outputs of a piece: several pieces for each thread, so that a late thread costs little. For weights
+ * stored as [n_in][n_out], one piece for each thread, so that each reads long runs of every row.
  */
 static int piece_of(const Matrix *m, int rows)
 {
@@ -531,7 +552,7 @@ static int piece_of(const Matrix *m, int rows)
         size_t piece = m->n_out / (pool.n_threads * (rows < 4 ? 2 : 4)) / 12 * 12;
         return piece < 12 ? 12 : piece > 504 ? 504 : (int)piece;
     }
-    return 48;
+    return PANEL_PIECE;
 }
 
 /* x with padded rows, if n_in is not a multiple of 16 and w is not used in columns. */
@@ -637,7 +658,7 @@ static int attention(const float *qkv, float *heads, Sequence *sequences, int n_
         if (a.max_kv < s->n_past + s->rows) a.max_kv = s->n_past + s->rows;
     }
     a.max_kv = (int)round_up(a.max_kv, 16);
-    size_t width = (size_t)n_head * head_dim, floats = PANEL_OUTS * K_CHUNK + MAX_ROWS * (round_up(head_dim, 16) + a.max_kv);
+    size_t width = (size_t)n_head * head_dim, floats = PANEL_OUTS * K_CHUNK + BLOCK_ROWS * (round_up(head_dim, 16) + a.max_kv);
     return parallel(store_rows, &a, rows, 16, 0, rows * width < SMALL_WORK) ||
            parallel(chosen->attention, &a, a.n_units, 1, floats, work * width < SMALL_WORK) ? -1 : 0;
 }
@@ -688,7 +709,7 @@ static int forward(const Block *blocks, int n_layer, int n_head, int head_dim, f
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#define LONG_WORK 1e9 /* multiply-adds, or bytes / 0.5 of weights: larger jobs take milliseconds and release the GIL */
+#define LONG_WORK 1e9 /* multiply-adds, or twice the bytes of weights: longer calls take milliseconds and release the GIL */
 
 /* Buffers in use by a call. */
 typedef struct {
@@ -746,7 +767,7 @@ static PyType_Spec matrix_spec = {"gpt2core.kernels._kernels.Matrix", sizeof(PyM
 static Matrix *matrix_of(PyObject *object)
 {
     if (Py_TYPE(object) == matrix_type) return &((PyMatrix *)object)->m;
-    PyErr_SetString(PyExc_TypeError, "not a Matrix");
+    PyErr_Format(PyExc_TypeError, "%R is not a Matrix: make it with matrix()", Py_TYPE(object));
     return NULL;
 }
 
@@ -754,17 +775,17 @@ static int arguments(Py_ssize_t n, Py_ssize_t wanted)
 {
     if (n == wanted && chosen) return 1;
     if (n != wanted) PyErr_Format(PyExc_TypeError, "%zd arguments instead of %zd", n, wanted);
-    else PyErr_SetString(PyExc_RuntimeError, "no kernels are selected");
+    else PyErr_SetString(PyExc_RuntimeError, "no kernels are selected: call choose() first");
     return 0;
 }
 
-/* An integer from low to high, or -1 with an exception set. */
-static long number(PyObject *object, long low, long high)
+/* The argument `name`, an integer from low to high, or -1 with an exception set. */
+static long number(const char *name, PyObject *object, long low, long high)
 {
     long value = PyLong_AsLong(object);
     if (value == -1 && PyErr_Occurred()) return -1;
     if (value >= low && value <= high) return value;
-    PyErr_Format(PyExc_ValueError, "%ld is not from %ld to %ld", value, low, high);
+    PyErr_Format(PyExc_ValueError, "%s is %ld, not an integer from %ld to %ld", name, value, low, high);
     return -1;
 }
 
@@ -775,7 +796,7 @@ static PyObject *py_matrix(PyObject *module, PyObject *const *a, Py_ssize_t n)
 {
     (void)module;
     if (!arguments(n, 7)) return NULL;
-    long kind = number(a[0], 0, 3), columns = number(a[1], 0, 1), n_out = number(a[2], 1, MOST), n_in = number(a[3], 1, MOST);
+    long kind = number("kind", a[0], 0, 3), columns = number("columns", a[1], 0, 1), n_out = number("n_out", a[2], 1, MOST), n_in = number("n_in", a[3], 1, MOST);
     if (kind < 0 || columns < 0 || n_out < 0 || n_in < 0) return NULL;
     PyMatrix *self = PyObject_New(PyMatrix, matrix_type);
     if (!self) return NULL;
@@ -827,7 +848,7 @@ static PyObject *py_linear(PyObject *module, PyObject *const *a, Py_ssize_t n)
     (void)module;
     if (!arguments(n, 6)) return NULL;
     const Matrix *m = matrix_of(a[0]);
-    long rows = m ? number(a[2], 0, MOST) : -1, activation = rows < 0 ? -1 : number(a[4], 0, N_ACTIVATIONS - 1);
+    long rows = m ? number("rows", a[2], 0, MOST) : -1, activation = rows < 0 ? -1 : number("activation", a[4], 0, N_ACTIVATIONS - 1);
     if (activation < 0) return NULL;
     Held held = {0};
     int failed = 0;
@@ -844,7 +865,7 @@ static PyObject *py_greedy(PyObject *module, PyObject *const *a, Py_ssize_t n)
     (void)module;
     if (!arguments(n, 5)) return NULL;
     const Matrix *m = matrix_of(a[0]);
-    long rows = m ? number(a[2], 0, MOST) : -1;
+    long rows = m ? number("rows", a[2], 0, MOST) : -1;
     if (rows < 0) return NULL;
     Held held = {0};
     int failed = 0;
@@ -860,7 +881,7 @@ static PyObject *py_layer_norm(PyObject *module, PyObject *const *a, Py_ssize_t 
 {
     (void)module;
     if (!arguments(n, 7)) return NULL;
-    long rows = number(a[1], 0, MOST), width = rows < 0 ? -1 : number(a[2], 1, MOST);
+    long rows = number("rows", a[1], 0, MOST), width = rows < 0 ? -1 : number("n", a[2], 1, MOST);
     double epsilon = width < 0 ? -1 : PyFloat_AsDouble(a[5]);
     if (PyErr_Occurred()) return NULL;
     Held held = {0};
@@ -878,7 +899,7 @@ static PyObject *py_activate(PyObject *module, PyObject *const *a, Py_ssize_t n)
 {
     (void)module;
     if (!arguments(n, 2)) return NULL;
-    long activation = number(a[1], 0, N_ACTIVATIONS - 1);
+    long activation = number("activation", a[1], 0, N_ACTIVATIONS - 1);
     if (activation < 0) return NULL;
     Held held = {0};
     int failed = 0;
@@ -903,7 +924,7 @@ static Sequence *sequences_of(PyObject *list, Held *held, int n_layer, size_t n_
             break;
         }
         Sequence *s = &all[i];
-        long n_rows = number(PyTuple_GetItem(item, 0), 0, MOST), n_past = n_rows < 0 ? -1 : number(PyTuple_GetItem(item, 1), 0, MOST);
+        long n_rows = number("rows", PyTuple_GetItem(item, 0), 0, MOST), n_past = n_rows < 0 ? -1 : number("n_past", PyTuple_GetItem(item, 1), 0, MOST);
         if (n_past < 0 || !(s->keys = buffer(held, PyTuple_GetItem(item, 2), -1, sizeof(float), 1))) break;
         size_t floats = held->views[held->n - 1].len / sizeof(float);
         if (!(s->values = buffer(held, PyTuple_GetItem(item, 3), (double)floats, sizeof(float), 1))) break;
@@ -926,7 +947,7 @@ static PyObject *py_attention(PyObject *module, PyObject *const *a, Py_ssize_t n
 {
     (void)module;
     if (!arguments(n, 6)) return NULL;
-    long n_head = number(a[3], 1, MOST), head_dim = n_head < 0 ? -1 : number(a[4], 1, MOST / n_head), n_sequences, rows;
+    long n_head = number("n_head", a[3], 1, MOST), head_dim = n_head < 0 ? -1 : number("head_dim", a[4], 1, MOST / n_head), n_sequences, rows;
     double scale = head_dim < 0 ? 0 : PyFloat_AsDouble(a[5]);
     if (PyErr_Occurred()) return NULL;
     Held held = {0};
@@ -954,7 +975,7 @@ static int block_of(PyObject *item, Held *held, size_t n_embd, size_t n_inner, B
         PyObject *norm = PyTuple_GetItem(item, i / 2 * 4 + i % 2), *matrix = PyTuple_GetItem(item, i / 2 * 4 + 2 + i % 2);
         if (!(*norms[i] = buffer(held, norm, n_embd, sizeof(float), 0)) || !(*matrices[i] = matrix_of(matrix))) return -1;
         if ((*matrices[i])->n_out != shapes[i][0] || (*matrices[i])->n_in != shapes[i][1]) {
-            PyErr_SetString(PyExc_ValueError, "a matrix of a block has the wrong shape");
+            PyErr_Format(PyExc_ValueError, "matrix %d of a block is [%zu, %zu] instead of [%zu, %zu]", i, (*matrices[i])->n_out, (*matrices[i])->n_in, shapes[i][0], shapes[i][1]);
             return -1;
         }
     }
@@ -967,8 +988,8 @@ static PyObject *py_forward(PyObject *module, PyObject *const *a, Py_ssize_t n)
 {
     (void)module;
     if (!arguments(n, 8)) return NULL;
-    long n_head = number(a[3], 1, MOST), head_dim = n_head < 0 ? -1 : number(a[4], 1, MOST / n_head), n_inner = head_dim < 0 ? -1 : number(a[5], 1, MOST);
-    long activation = n_inner < 0 ? -1 : number(a[7], 0, N_ACTIVATIONS - 1), n_sequences, rows;
+    long n_head = number("n_head", a[3], 1, MOST), head_dim = n_head < 0 ? -1 : number("head_dim", a[4], 1, MOST / n_head), n_inner = head_dim < 0 ? -1 : number("n_inner", a[5], 1, MOST);
+    long activation = n_inner < 0 ? -1 : number("activation", a[7], 0, N_ACTIVATIONS - 1), n_sequences, rows;
     double epsilon = activation < 0 ? 0 : PyFloat_AsDouble(a[6]), weights = 0, bytes = 0;
     Py_ssize_t n_layer = activation < 0 ? 0 : PyList_Size(a[1]);
     if (PyErr_Occurred()) return NULL;
@@ -1012,7 +1033,7 @@ static PyObject *py_set_threads(PyObject *module, PyObject *const *a, Py_ssize_t
 {
     (void)module;
     if (n != 1) return PyErr_Format(PyExc_TypeError, "%zd arguments instead of 1", n);
-    long threads = number(a[0], 1, 1 << 20);
+    long threads = number("threads", a[0], 1, 1 << 20);
     if (threads < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
     set_threads((int)least(threads, MAX_THREADS));
@@ -1242,7 +1263,7 @@ OP W wexp(W x)
     p = wfma(p, r, wset(1.6666665459e-1f));
     p = wfma(p, r, wset(5.0000001201e-1f));
     p = wfma(wmul(r, r), p, wadd(r, wset(1.f)));
-    W half = wmul(n, wset(0.5f)); /* 2^n in two steps: 2^128 is no float */
+    W half = wmul(n, wset(0.5f)); /* 2^n in two steps: 2^128 overflows a float */
     EACH half.v[i] = vround(half.v[i]);
     W rest = wsub(n, half);
     EACH p.v[i] = vmul(vmul(p.v[i], vpow2(half.v[i])), vpow2(rest.v[i]));
@@ -1323,6 +1344,10 @@ OP void sum16(const V *a, Q *rows)
 /* Store the first n of four sums. */
 OP void put(Q sums, float *to, int n, int add)
 {
+#if LANES == 16
+    const __mmask8 first = (__mmask8)((1 << n) - 1);
+    _mm_mask_storeu_ps(to, first, add ? qadd(_mm_maskz_loadu_ps(first, to), sums) : sums);
+#else
     if (n == 4) {
         qstore(to, add ? qadd(qload(to), sums) : sums);
     } else {
@@ -1330,6 +1355,7 @@ OP void put(Q sums, float *to, int n, int add)
         qstore(four, sums);
         for (int o = 0; o < n; o++) to[o] = add ? to[o] + four[o] : four[o];
     }
+#endif
 }
 
 /* Add up the partial sums of O outputs by R rows and store the first n outputs. */
@@ -1337,12 +1363,12 @@ OP void put_block(const int O, const int R, V part[][NV], const NAME(Tile) *t, f
 {
     int r = 0;
 #if LANES == 16
-    if (O == 4 && R >= 4 && n == 4) { /* MAX_ROWS is less than eight */
+    for (; O >= 3 && r + 4 <= R; r += 4) {
         V four[16];
         Q rows[4];
-        UNROLL for (int i = 0; i < 16; i++) four[4 * (i % 4) + i / 4] = part[i][0];
+        UNROLL for (int i = 0; i < 16; i++) four[i] = part[(r + i % 4) * O + least(i / 4, O - 1)][0];
         sum16(four, rows);
-        UNROLL for (; r < 4; r++) put(rows[r], y + r * t->y_stride, n, t->add);
+        UNROLL for (int i = 0; i < 4; i++) put(rows[i], y + (r + i) * t->y_stride, n, t->add);
     }
 #endif
     UNROLL for (; r < R; r++) {
@@ -1369,7 +1395,7 @@ OP void block(const enum kind kind, const int O, const int R, const int P, const
             V s[4];
             UNROLL for (int o = 0; o < O; o++) {
                 if (kind == INT8) s[o] = vset(scale[o * t->scale_stride + g / GROUP]);
-                if (h == 0) /* for the block after the next, to L2: L1 has too few requests for memory's latency */
+                if (h == 0) /* two blocks ahead, to L2: L1 has too few fill buffers to hide the latency of memory */
                     UNROLL for (int line = 0; line < GROUP * size; line += 64)
                         __builtin_prefetch(w + (o + 2 * O) * t->w_stride + g * size + line, 0, 2);
             }
@@ -1400,9 +1426,9 @@ OP void block(const enum kind kind, const int O, const int R, const int P, const
 /* R rows by PANEL_O outputs of a panel, of which the first n exist. See panel_at. */
 OP void panel_block(const int R, const NAME(Tile) *t, const float *w, float *y, int n)
 {
-    V part[PANEL_O * MAX_ROWS][NV];
+    V part[PANEL_O * BLOCK_ROWS][NV];
     UNROLL for (int h = 0; h < NV; h++) {
-        V sum[PANEL_O][MAX_ROWS];
+        V sum[PANEL_O][BLOCK_ROWS];
         UNROLL for (int o = 0; o < PANEL_O; o++)
             UNROLL for (int r = 0; r < R; r++) sum[o][r] = vset(0.f);
 #pragma GCC unroll 2
@@ -1442,12 +1468,13 @@ ONE_KIND(F32)
 ONE_KIND(F16)
 ONE_KIND(BF16)
 ONE_KIND(INT8)
+INT8_BLOCKS(ONE_BLOCK)
 typedef void NAME(Strip)(const NAME(Tile) *t, int n_out);
-#define ROWS_OF(kind) {NAME(strip_##kind##_1), NAME(strip_##kind##_2), NAME(strip_##kind##_3), NAME(strip_##kind##_4), NAME(strip_##kind##_5), NAME(strip_##kind##_6)}
-static NAME(Strip) *const strips[4][MAX_ROWS] = {ROWS_OF(F32), ROWS_OF(F16), ROWS_OF(BF16), ROWS_OF(INT8)};
+#define STRIP(kind, R, O, P) NAME(strip_##kind##_##R),
+static NAME(Strip) *const strips[4][INT8_ROWS] = {{BLOCKS(STRIP, F32)}, {BLOCKS(STRIP, F16)}, {BLOCKS(STRIP, BF16)}, {BLOCKS(STRIP, INT8) INT8_BLOCKS(STRIP)}};
 #undef ONE_KIND
 #undef ONE_BLOCK
-#undef ROWS_OF
+#undef STRIP
 
 #define PANEL_STRIP(R)                                                                                    \
     static __attribute__((noinline)) void NAME(panel_strip_##R)(const NAME(Tile) *t, int n_out)           \
@@ -1491,6 +1518,8 @@ OP void to_panel(const enum kind kind, const Matrix *m, int a, int b, size_t k, 
     for (int o = 0; o < n; o++) {
         const size_t row = least(a + o, b - 1);
         const char *w = m->w + (row * m->n_in + k) * size;
+        const char *next = w + (k + n_k < m->n_in ? (size_t)n_k : PANEL_PIECE * m->n_in - k) * size;
+        for (int line = 0; line < n_k * (int)size; line += 64) __builtin_prefetch(next + line, 0, 2);
         for (int step = 0; step < steps; step++) {
             W v = a + o < b ? wload_kind(kind, w + 16 * step * size, n_k - 16 * step) : wset(0.f);
             if (kind == INT8) v = wmul(wset(m->scale[row * groups + (k + 16 * step) / GROUP]), v);
@@ -1572,10 +1601,10 @@ OP void rows_of_columns(const enum kind kind, const Matrix *m, int a, int b, siz
  */
 static void product_core(const Matrix *m, const float *x, size_t x_stride, int rows, float *y, size_t y_stride, int a, int b, float *panel)
 {
-    const int size = SIZE[m->kind], by_columns = m->columns && rows <= COLUMN_ROWS;
+    const int size = SIZE[m->kind], most = m->kind == INT8 ? INT8_ROWS : BLOCK_ROWS, by_columns = m->columns && rows <= COLUMN_ROWS;
     const int direct = !m->columns && m->n_in % 16 == 0 && rows < PANEL_ROWS[m->kind];
-    /* Where a row has several chunks, steps are short: what the processor prefetches of the row stays in L2 for the next. */
-    const int whole = by_columns || (direct && rows <= MAX_ROWS && m->n_in <= K_CHUNK);
+    /* If a row has several chunks, steps are short, so that what the hardware prefetches of a row is still in L2 for the next chunk. */
+    const int whole = by_columns || (direct && rows <= most && m->n_in <= K_CHUNK);
     const int step = whole ? b - a : !direct ? PANEL_OUTS : rows == 1 ? 4 : 12;
     const size_t groups = m->kind == INT8 ? round_up(m->n_in, GROUP) / GROUP : 0;
     for (int from = a; from < b; from += step) {
@@ -1590,7 +1619,7 @@ static void product_core(const Matrix *m, const float *x, size_t x_stride, int r
                 t.w_stride = m->n_in * size;
                 if (groups) t.scale = m->scale + from * groups + k / GROUP;
                 t.scale_stride = groups;
-                run_strips(strips[m->kind], MAX_ROWS, t, rows, to - from);
+                run_strips(strips[m->kind], most, t, rows, to - from);
             } else {
                 if (m->columns) { BY_KIND(columns_to_panel, m, from, to, k, n_k, panel) }
                 else { BY_KIND(to_panel, m, from, to, k, n_k, panel) }
@@ -1693,7 +1722,7 @@ static float softmax_row(float *s, int n)
  */
 OP void weigh_values(const int R, const int D, const float *p, size_t p_stride, int n, const float *values, int head_dim, int d, const float *inverse, float *out, size_t out_stride)
 {
-    W sum[MAX_ROWS][D];
+    W sum[BLOCK_ROWS][D];
     const int width = least(head_dim - d, 16 * D);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int i = 0; i < D; i++) sum[r][i] = wset(0.f);
@@ -1721,10 +1750,10 @@ static void attend(const Attention *a, const Sequence *s, int head, int begin, i
     const size_t row = (size_t)a->n_head * head_dim;
     const float *values = s->values + head * s->capacity * head_dim;
     Matrix keys = {.kind = F32, .n_out = s->capacity, .n_in = head_dim, .w = (const char *)(s->keys + head * s->capacity * head_dim)};
-    float *query = scratch + PANEL_OUTS * K_CHUNK, *scores = query + MAX_ROWS * padded;
-    for (int first = begin; first < end; first += MAX_ROWS) {
-        const int rows = least(MAX_ROWS, end - first), n = s->n_past + first + 1;
-        float inverse[MAX_ROWS], *out = a->heads + (s->first_row + first) * row + head * head_dim;
+    float *query = scratch + PANEL_OUTS * K_CHUNK, *scores = query + BLOCK_ROWS * padded;
+    for (int first = begin; first < end; first += BLOCK_ROWS) {
+        const int rows = least(BLOCK_ROWS, end - first), n = s->n_past + first + 1;
+        float inverse[BLOCK_ROWS], *out = a->heads + (s->first_row + first) * row + head * head_dim;
         for (int r = 0; r < rows; r++) {
             const float *q = a->qkv + (s->first_row + first + r) * 3 * row + head * head_dim;
             for (int d = 0; d < head_dim; d += 16)
@@ -1733,11 +1762,11 @@ static void attend(const Attention *a, const Sequence *s, int head, int begin, i
         product_core(&keys, query, padded, rows, scores, a->max_kv, 0, n + rows - 1, scratch);
         for (int r = 0; r < rows; r++) inverse[r] = softmax_row(scores + r * (size_t)a->max_kv, n + r);
         int d = 0;
-        if (rows == MAX_ROWS) {
+        if (rows == BLOCK_ROWS) {
             for (; d + 16 * VALUES_AT_ONCE <= head_dim && VALUES_AT_ONCE > 1; d += 16 * VALUES_AT_ONCE)
-                weigh_values(MAX_ROWS, VALUES_AT_ONCE, scores, a->max_kv, n, values, head_dim, d, inverse, out, row);
+                weigh_values(BLOCK_ROWS, VALUES_AT_ONCE, scores, a->max_kv, n, values, head_dim, d, inverse, out, row);
             for (; d < head_dim; d += 16)
-                weigh_values(MAX_ROWS, 1, scores, a->max_kv, n, values, head_dim, d, inverse, out, row);
+                weigh_values(BLOCK_ROWS, 1, scores, a->max_kv, n, values, head_dim, d, inverse, out, row);
         } else {
             for (; d + 64 <= head_dim; d += 64)
                 for (int r = 0; r < rows; r++)

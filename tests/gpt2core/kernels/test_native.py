@@ -269,7 +269,7 @@ def test_buffers_of_the_wrong_size_or_kind_are_rejected() -> None:
     for a, b in [(x[:1], y), (x, y[:, :4].copy()), (x.astype(np.float64), y), (x.T, y)]:
         with pytest.raises((ValueError, BufferError)):
             _kernels.linear(m, a, 2, b, 0, None)
-    with pytest.raises(ValueError, match="9 is not from 0 to 8"):
+    with pytest.raises(ValueError, match="activation is 9, not an integer from 0 to 8"):
         _kernels.linear(m, x, 2, y, 9, None)
     with pytest.raises(TypeError, match="not a Matrix"):
         _kernels.linear(x, x, 2, y, 0, None)  # type: ignore[arg-type]
