@@ -1,7 +1,6 @@
 """The command line of the function: `python -m handler invoke | serve | fetch`."""
 
 import argparse
-import errno
 import json
 import os
 import sys
@@ -20,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.command != "fetch" and args.model:
         if not any(os.path.isfile(os.path.join(args.model, n)) for n in ("config.json", "CURRENT")):
-            print(f"error: --model {args.model} is not a model directory", file=sys.stderr)
+            problem = "is not a model directory: it has neither config.json nor CURRENT"
+            print(f"error: --model {args.model} {problem}", file=sys.stderr)
             return 1
         os.environ["GPT2_MODEL_DIR"] = os.path.abspath(args.model)
         os.environ.pop("GPT2_MODEL_URI", None)  # not a fallback for --model
@@ -29,18 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _invoke(args.event, args.text)
         if args.command == "fetch":
             return _fetch(args.uri, args.directory, args.sha256, args.pack)
-        from handler.server import serve as run  # http.server, 40 ms
-        from handler.settings import local_address
+        from handler.server import main as serve  # http.server, 40 ms
 
-        return run(args.port, local_address(os.environ))
+        return serve(port=args.port)
     except GPT2Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        what = error.filename or (f"port {args.port}" if args.command == "serve" else "event")
-        in_use = error.errno == errno.EADDRINUSE
-        remedy = ": choose another with `python -m handler serve --port N`" if in_use else ""
-        print(f"error: {what}: {error.strerror}{remedy}", file=sys.stderr)
+        print(f"error: {error.filename or 'event'}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -68,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "run a local HTTP server that behaves like a Function URL",
         "  %(prog)s\n  %(prog)s --port 0 --model DIR",
     )
-    serve.add_argument("--port", type=_port, default=8080, help="default 8080; 0 for any free port")
+    serve.add_argument("--port", type=_port, help="default: PORT, else 8080; 0 for any free port")
     fetch = add_command(
         "fetch",
         "download and verify a model, and publish it in a directory",

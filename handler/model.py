@@ -66,7 +66,8 @@ class Model:
                     prompt_lookup=settings.prompt_lookup,
                 )
             except InvalidArgument as error:  # the only argument that can be invalid here
-                raise SettingsError("GPT2_KERNELS", settings.kernels, f"{error}; auto") from error
+                accepted = f"auto or numpy, because {error}"
+                raise SettingsError("GPT2_KERNELS", settings.kernels, accepted) from error
             engine.read_ahead()
             timings.lap("map")
             engine.tokenizer  # noqa: B018 (opens it)

@@ -10,6 +10,7 @@ Every other request becomes an event with payload format 2.0 for the handler, as
 
 import base64
 import json
+import os
 import select
 import signal
 import socket
@@ -28,7 +29,7 @@ from handler import app
 from handler.request_body import MalformedRequest, read_body
 from handler.runtime.answer import Handler, answer
 from handler.runtime.api import Invocation, error_body
-from handler.settings import LOOPBACK
+from handler.settings import LOOPBACK, local_address
 from handler.sources.http import HttpResponse, routes
 from handler.sources.source import MAX_PAYLOAD_BYTES
 
@@ -36,6 +37,7 @@ INVOCATIONS = "/2015-03-31/functions/function/invocations"
 TIMEOUT_S = 900  # Lambda's maximum function timeout
 IDLE_S = 30.0  # after which an idle connection is closed
 DISCARD_TIMEOUT_S = 5.0  # between two chunks of a body that is discarded
+CLIENT_CLOSED_REQUEST = 499  # nginx's status code, for the log
 GRACE_S = 10.0  # for active requests when the server stops
 # Function URLs pass these as text and other bodies in base64 (AWS Lambda Developer Guide).
 _TEXT_TYPES = ("text/", "application/json", "application/xml", "application/javascript")
@@ -108,14 +110,16 @@ class _Request(BaseHTTPRequestHandler):
             server.active_requests += 1
         began = perf_counter()
         try:
-            status = self._route()
+            try:
+                status = self._route()
+            except (ConnectionError, TimeoutError):  # the client has disconnected
+                self.close_connection = True
+                status = CLIENT_CLOSED_REQUEST
             self._log(status, 1000 * (perf_counter() - began))
         except MalformedRequest as error:
             self.close_connection = True  # the next request cannot be located
             self.send_error(error.status, str(error))
             self._discard()
-        except (ConnectionError, TimeoutError):  # the client has disconnected
-            self.close_connection = True
         finally:
             with server.changed:
                 server.active_requests -= 1
@@ -290,6 +294,22 @@ class _Reply:
     def fail(self, invocation: Invocation, body: bytes, kind: str, xray_cause: str) -> None:  # noqa: ARG002
         """Store an error."""
         self.body = body
+
+
+def main(handler: Handler | None = None, port: int | None = None) -> int:
+    """Serve on `HOST` and `PORT`, or on `port`; returns the exit code.
+
+    Raises:
+        SettingsError: `PORT` is not a port number.
+    """
+    address, default_port = local_address(os.environ)
+    port = default_port if port is None else port
+    try:
+        return serve(port, address, handler)
+    except OSError as error:
+        problem = f"port {port}: {error.strerror}: choose another with PORT=N"
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
 
 
 def serve(port: int, address: str = LOOPBACK, handler: Handler | None = None) -> int:

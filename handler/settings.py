@@ -12,6 +12,7 @@ MEMORY_PER_VCPU = 1769  # MB; AWS Lambda Developer Guide, "Configure Lambda func
 DEFAULT_MODEL_DIR = "/mnt/gpt2"
 LOOPBACK = "127.0.0.1"
 DEMO_URI = "demo"
+MAX_PORT = 65535
 MAX_COUNT = 2**63 - 1
 MAX_THREADS = 1024
 MAX_RESULTS_BYTES = 512
@@ -169,9 +170,16 @@ class Settings(NamedTuple):
         )
 
 
-def local_address(environ: Mapping[str, str]) -> str:
-    """The address that local servers listen on: `HOST`, or loopback."""
-    return environ.get("HOST") or LOOPBACK
+def local_address(environ: Mapping[str, str]) -> tuple[str, int]:
+    """The host and port that local servers listen on: `HOST`, else loopback; `PORT`, else 8080.
+
+    Raises:
+        SettingsError: `PORT` is not a port number.
+    """
+    port = environ.get("PORT") or "8080"
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > MAX_PORT:
+        raise SettingsError("PORT", port, f"an integer from 0 to {MAX_PORT}; 0 is any free port")
+    return environ.get("HOST") or LOOPBACK, int(port)
 
 
 def is_remote(uri: str) -> bool:

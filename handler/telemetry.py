@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.errors import GPT2Error
-from handler.errors import Unauthorized
+from handler.errors import Cancelled, Unauthorized
 
 if TYPE_CHECKING:
     from handler.completions import Completion
@@ -125,10 +125,10 @@ def log_invoke(
 ) -> None:
     """Write the line of an invoke.
 
-    Unauthorized requests are not counted: otherwise anyone with the URL could fire the alarms that
-    divide `Errors` by `Requests`, and roll back a deployment.
+    Unauthorized and cancelled requests are no errors: otherwise anyone with the URL could fire the
+    alarms that divide `Errors` by `Requests`, and roll back a deployment.
     """
-    failed = int(error is not None and not isinstance(error, Unauthorized))
+    failed = int(error is not None and not isinstance(error, (Unauthorized, Cancelled)))
     line: dict[str, Any] = {
         "level": "INFO",
         "message": "cold start" if report.cold_start else "invoke",

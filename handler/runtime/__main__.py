@@ -1,17 +1,17 @@
-"""The Lambda runtime, and the image's entry point: python -m handler.runtime [HANDLER]
+"""The Lambda runtime, and the image's entry point: python bootstrap.py [HANDLER]
 
 Without a Runtime API, as in a plain `docker run`, it starts the local HTTP server.
 
 For example:
+  python bootstrap.py
   python -m handler.runtime
-  PORT=9000 python -m handler.runtime package.module.function
+  PORT=9000 python bootstrap.py package.module.function
 """
 
 import os
 import sys
 
 DEFAULT_HANDLER = "handler.app.lambda_handler"
-LOCAL_PORT = 8080
 
 
 def main() -> int:
@@ -25,12 +25,16 @@ def main() -> int:
         from handler.runtime import loop
 
         return loop.main(name, address)
+    from gpt2core.errors import GPT2Error
     from handler.runtime.loop import load
-    from handler.server import serve  # http.server, 40 ms: not on Lambda
-    from handler.settings import local_address
 
-    port = int(os.environ.get("PORT", LOCAL_PORT))
-    return serve(port, local_address(os.environ), load(name))
+    try:
+        from handler.server import main as serve  # http.server, 40 ms: not on Lambda
+
+        return serve(load(name))
+    except GPT2Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

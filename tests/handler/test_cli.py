@@ -127,18 +127,36 @@ def test_a_missing_model_is_one_error_line_and_not_replaced_by_the_demo(
 ) -> None:
     result = run("handler", *command, "--model", "/nowhere", GPT2_MODEL_URI="demo")
     assert result.returncode == 1
-    assert result.stderr == "error: --model /nowhere is not a model directory\n"
+    assert result.stderr == (
+        "error: --model /nowhere is not a model directory: it has neither config.json nor CURRENT\n"
+    )
 
 
-def test_a_port_in_use_is_one_error_line_that_names_the_option() -> None:
+@pytest.mark.parametrize("command", [("handler", "serve"), ("handler.runtime",)])
+def test_a_port_in_use_is_one_error_line_that_names_the_variable(command: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        result = run("handler", "serve", "--port", str(port))
+        port = str(other.getsockname()[1])
+        result = run(*command, PORT=port)
     assert result.returncode == 1
     assert result.stderr == (
-        f"error: port {port}: Address already in use: choose another with"
-        " `python -m handler serve --port N`\n"
+        f"error: port {port}: Address already in use: choose another with PORT=N\n"
     )
+
+
+@pytest.mark.parametrize("command", [("handler", "serve"), ("handler.runtime",)])
+@pytest.mark.parametrize("port", ["abc", "65536", "-1", "８０", "9" * 5000])
+def test_an_invalid_port_is_one_error_line(command: tuple[str, ...], port: str) -> None:
+    result = run(*command, PORT=port)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"error: PORT is {port!r}; accepted: an integer from 0 to 65535; 0 is any free port\n"
+    )
+
+
+def test_the_runtime_reports_an_invalid_setting_in_one_line() -> None:
+    result = run("handler.runtime", GPT2_KERNELS="x")
+    assert result.returncode == 1
+    assert result.stderr == "error: GPT2_KERNELS is 'x'; accepted: auto, native or numpy\n"
 
 
 def test_an_unavailable_model_is_one_error_line() -> None:

@@ -240,6 +240,27 @@ def test_a_disconnected_client_cancels_its_sequence(shared: Function, gate: Gate
         assert gate.passes <= 4
 
 
+def test_a_disconnected_client_is_logged_and_is_no_error(
+    shared: Function, gate: Gate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log: list[str] = []
+
+    def is_logged() -> bool:
+        log.extend(capsys.readouterr().err.splitlines())
+        return any(line.startswith("POST /generate 499 ") for line in log)
+
+    with serving(shared.invoke) as port:
+        gate.permit(1)
+        connection, response = open_stream(port, {**NATIVE, "max_new_tokens": 100})
+        event_of(response)
+        response.close()
+        connection.close()
+        gate.permit(3)
+        until(is_logged)
+    (line,) = [json.loads(line) for line in log if line.startswith("{")]
+    assert (line["Errors"], line["Requests"]) == (0, 1)
+
+
 def test_an_error_during_a_stream_is_an_event(
     function: Function, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
