@@ -261,12 +261,12 @@ class Function:
 
     def _batch(self, job: Job, invoke: Invoke) -> Any:
         """Process the work of a queue, a bucket or a state machine."""
-        from handler.batch.work import Work
+        from handler.batch.context import BatchContext
 
         deadline = invoke.deadline
         if deadline is not None:
             deadline -= min(BATCH_MARGIN_S, 0.2 * max(0.0, deadline - monotonic()))
-        work = Work(
+        context = BatchContext(
             self.settings,
             lambda: self.model.open(invoke.timings, deadline),
             deadline,
@@ -276,17 +276,17 @@ class Function:
             case Messages():
                 from handler.batch.queue import process_messages
 
-                outcome = process_messages(job.records, job.fifo, work)
+                outcome = process_messages(job.records, job.fifo, context)
                 telemetry.log_messages(outcome.errors)
                 return outcome.failures
             case Objects():
                 from handler.batch.file import process_files
 
-                return {"objects": process_files(job.objects, work)}
+                return {"objects": process_files(job.objects, context)}
             case Items():
                 from handler.batch.map_items import process_items
 
-                return process_items(job.items, work)
+                return process_items(job.items, context)
         raise AssertionError(f"no case for {type(job).__name__}")
 
 

@@ -9,7 +9,7 @@ CONNECT_TIMEOUT_S = 5
 READ_BYTES = 1 << 20
 
 Cause = Literal[
-    "missing", "changed", "credentials", "archived", "key", "denied", "transient", "unknown"
+    "missing", "changed", "credentials", "archived", "kms", "denied", "transient", "unknown"
 ]
 # Amazon S3 API Reference, "Error responses"; AWS KMS's exceptions come as "KMS.…".
 _CAUSES: dict[Cause, set[str]] = {
@@ -25,7 +25,7 @@ _CAUSES: dict[Cause, set[str]] = {
 _ADVICE: dict[Cause, str] = {
     "credentials": "S3 rejected the credentials; renew or correct them",
     "archived": "it is archived: restore it, or copy it to a storage class with immediate access",
-    "key": "its KMS key cannot be used: allow kms:Decrypt on the key, and check that it is enabled",
+    "kms": "its KMS key cannot be used: allow kms:Decrypt on the key, and check that it is enabled",
 }
 # Messages of AWS name roles and resources: only the action and the kind of policy are repeated.
 _ACTION = re.compile(r"not authorized to perform: ([a-z0-9-]{1,40}:[A-Za-z]{1,60})")
@@ -42,11 +42,11 @@ class Failure(NamedTuple):
     """How to fix it, if the answer shows that; else empty."""
 
 
-def s3_client(stall_s: float, attempts: int, connections: int, **config: Any) -> Any:
+def s3_client(read_timeout_s: float, attempts: int, connections: int, **config: Any) -> Any:
     """An S3 client with the standard AWS configuration.
 
-    A request fails after `stall_s` seconds without a byte; with more than one of `attempts`, boto3
-    retries errors that may be temporary. `config`: further settings of botocore.
+    A request fails after `read_timeout_s` seconds without a byte; with more than one of `attempts`,
+    boto3 retries errors that may be temporary. `config`: further settings of botocore.
     """
     import boto3  # 170 ms
     from botocore.config import Config
@@ -55,7 +55,7 @@ def s3_client(stall_s: float, attempts: int, connections: int, **config: Any) ->
         "s3",
         config=Config(
             connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=stall_s,
+            read_timeout=read_timeout_s,
             max_pool_connections=connections,
             retries={"mode": "standard", "total_max_attempts": attempts},
             **config,
@@ -121,15 +121,15 @@ def classify(error: Exception) -> Failure:
             "there are no AWS credentials: give the function a role, or set AWS_ACCESS_KEY_ID and"
             " AWS_SECRET_ACCESS_KEY",
         )
-    passing = (
+    transient = (
         exceptions.ConnectionError,  # refused, TLS, proxies
-        exceptions.HTTPClientError,  # reset, time-outs
+        exceptions.HTTPClientError,  # reset, timeouts
         exceptions.IncompleteReadError,
         exceptions.ResponseStreamingError,
         HTTPError,
         OSError,
     )
-    return Failure("transient" if isinstance(error, passing) else "unknown", "", "")
+    return Failure("transient" if isinstance(error, transient) else "unknown", "", "")
 
 
 def _answered(response: dict[str, Any]) -> Failure:
@@ -139,7 +139,7 @@ def _answered(response: dict[str, Any]) -> Failure:
     answer = f"{status} {code}".strip() if code != status else status
     action, policy = _ACTION.search(message), _POLICY.search(message)
     if code.startswith("KMS.") or (action and action[1].startswith("kms:")):
-        return Failure("key", answer, _ADVICE["key"])
+        return Failure("kms", answer, _ADVICE["kms"])
     for name in (code, status):  # the code is the more exact one
         for cause, names in _CAUSES.items():
             if name in names:
@@ -175,5 +175,5 @@ def why_denied(client: Any, where: dict[str, str]) -> str:
         if payer:
             return REQUESTER_PAYS
         if str(head.get("ServerSideEncryption", "")).startswith("aws:kms"):
-            return _ADVICE["key"]
+            return _ADVICE["kms"]
     return ""

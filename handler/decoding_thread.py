@@ -56,7 +56,7 @@ class DecodingThread:
                 pending -= event[2] is not None
                 yield event
         finally:
-            submission.is_left = True
+            submission.is_abandoned = True
 
     def _run(self) -> None:
         """Step the scheduler while there are sequences, otherwise wait for prompts."""
@@ -69,7 +69,7 @@ class DecodingThread:
                     submissions[number] = self._submitted.get()
                     for prompt in submissions[number].prompts:
                         scheduler.add(prompt._replace(key=(number, prompt.key)))
-                for n in [n for n, s in submissions.items() if s.is_left or s.is_cancelled()]:
+                for n in [n for n, s in submissions.items() if s.is_abandoned or s.is_cancelled()]:
                     for prompt in submissions[n].prompts:
                         scheduler.cancel((n, prompt.key))
                     submissions.pop(n).events.put(Cancelled("the caller has disconnected"))
@@ -93,6 +93,6 @@ class _Submission:
         self.prompts = prompts
         self.pending = len(prompts)
         self.is_cancelled = is_cancelled
-        self.is_left = False
+        self.is_abandoned = False
         """Whether the caller has stopped reading events."""
         self.events: SimpleQueue[Event | BaseException] = SimpleQueue()

@@ -45,8 +45,9 @@ class Invoke:
         timeout = source.timeout_s(self._function.settings)
         if timeout is None:
             return
-        # The timeout starts with the request, before a cold start. If the event has no time, or is
-        # an old event that is sent again, the age of this process is used instead.
+        # The gateway's timeout starts when it receives the request, before a cold start. If the
+        # event has no usable time, as when an old event is sent again, the time since this
+        # invocation began counts, with the init phase if this is the first one.
         waited = time() - source.sent_at if source.sent_at is not None else -1
         if not 0 <= waited < timeout:
             waited = self.timings.finished()["total"] / 1000

@@ -32,14 +32,14 @@ class Item(NamedTuple):
     """One request of a batch: a line of a file, a message or a map item. The caller sets `id`."""
 
     id: Any
-    work: Request | GPT2Error
+    request: Request | GPT2Error
 
 
 class Record(NamedTuple):
     """A message of a queue."""
 
     id: str
-    work: Item | tuple[S3Object | GPT2Error, ...] | GPT2Error
+    content: Item | tuple[S3Object | GPT2Error, ...] | GPT2Error
     name: Any = None
     """The id that the sender gave to an invalid message."""
     group: str = ""
@@ -84,8 +84,8 @@ def result_of(
     result = {"id": item.id} | ({} if number is None else {"line": number})
     if isinstance(done, GPT2Error):
         return result | error_of(done)
-    assert isinstance(item.work, Request)
-    return result | text_of(item.work, done)
+    assert isinstance(item.request, Request)
+    return result | text_of(item.request, done)
 
 
 def result_line(

@@ -28,10 +28,12 @@ def read_body(headers: Message, file: BufferedIOBase) -> bytes:
         if "Content-Length" in headers:
             raise MalformedRequest(400, "send Content-Length or Transfer-Encoding, not both")
         if coding.strip().lower() != "chunked":
-            raise MalformedRequest(501, "the only supported transfer coding is chunked")
+            raise MalformedRequest(
+                501, f"Transfer-Encoding is {coding[:20]!a}; the only supported one is chunked"
+            )
         return _read_chunks(file)
     if not (length.isascii() and length.isdigit()):
-        raise MalformedRequest(400, "Content-Length is not a number")
+        raise MalformedRequest(400, f"Content-Length is {length[:20]!a}, not a number")
     if len(length) > 15 or int(length) > MAX_PAYLOAD_BYTES:
         raise _too_large()
     return _read_exactly(file, int(length))
@@ -67,7 +69,9 @@ def _read_exactly(file: BufferedIOBase, count: int) -> bytes:
 def _read_line(file: BufferedIOBase) -> bytes:
     line = file.readline(MAX_LINE_BYTES)
     if not line.endswith(b"\n"):
-        raise MalformedRequest(400, "the body is truncated, or a line of it is too long")
+        raise MalformedRequest(
+            400, f"the body is truncated, or a line of it exceeds {MAX_LINE_BYTES} bytes"
+        )
     return line.rstrip(b"\r\n")
 
 

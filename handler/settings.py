@@ -16,7 +16,10 @@ MAX_PORT = 65535
 MAX_COUNT = 2**63 - 1
 MAX_THREADS = 1024
 MAX_RESULTS_BYTES = 512
-ACCEPTED_URIS = "s3://bucket/prefix, hf://owner/name[@revision] or demo"
+ACCEPTED_URIS = (
+    "s3://bucket/prefix, whose bucket name has 3 to 63 characters, hf://owner/name[@revision] or"
+    " demo"
+)
 # Patterns are strings: most starts do not need them, and compiling takes time.
 # Bucket names and aliases: Amazon S3 User Guide, "General purpose bucket naming rules".
 _S3_URI = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f\x7f?#]*)?"
@@ -114,7 +117,7 @@ class Settings(NamedTuple):
             raise SettingsError("GPT2_PROMPT_LOOKUP", prompt_lookup, "on or off")
         results = text("GPT2_RESULTS")
         if results and not re.fullmatch(_S3_URI, results):
-            accepted = "s3://bucket or s3://bucket/prefix"
+            accepted = "s3://bucket or s3://bucket/prefix, with a bucket name of 3 to 63 characters"
             raise SettingsError("GPT2_RESULTS", without_secrets(results), accepted)
         if results and len(results.encode()) > MAX_RESULTS_BYTES:
             accepted = f"at most {MAX_RESULTS_BYTES} bytes, because S3 keys are limited to 1,024"

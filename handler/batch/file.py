@@ -10,11 +10,11 @@ from time import monotonic
 from typing import Any
 
 from gpt2core.errors import GPT2Error
+from handler.batch.context import BatchContext
 from handler.batch.lines import GZIP_MAGIC, MAX_LINE_BYTES, Line, lines_of
 from handler.batch.request_batch import RequestBatch
 from handler.batch.result_file import AlreadyPublished, ResultFile
 from handler.batch.storage import CHECKPOINT, Head
-from handler.batch.work import Work
 from handler.completions import Completion
 from handler.errors import (
     BadRequest,
@@ -30,10 +30,12 @@ S3_FILES = (".jsonl", ".jsonl.gz", ".txt")
 # Lines that may finish before an earlier one; their results wait in memory.
 WINDOW = 2048
 # A retry cannot fix these.
-FOR_GOOD = (UnsupportedObject, UnsupportedEvent, ObjectGone)
+PERMANENT_ERRORS = (UnsupportedObject, UnsupportedEvent, ObjectGone)
 
 
-def process_files(objects: Sequence[S3Object | GPT2Error], work: Work) -> list[dict[str, Any]]:
+def process_files(
+    objects: Sequence[S3Object | GPT2Error], context: BatchContext
+) -> list[dict[str, Any]]:
     """Write the results of each file, or start the state machine for it; returns a report for each.
 
     Raises:
@@ -45,22 +47,22 @@ def process_files(objects: Sequence[S3Object | GPT2Error], work: Work) -> list[d
         try:
             if isinstance(found, GPT2Error):
                 raise found
-            done.append(_process_file(found, work))
+            done.append(_process_file(found, context))
         except GPT2Error as error:
             failures.append(error)
     if failures:
-        raise min(failures, key=lambda error: isinstance(error, FOR_GOOD))
+        raise min(failures, key=lambda error: isinstance(error, PERMANENT_ERRORS))
     return done
 
 
-def _process_file(found: S3Object, work: Work) -> dict[str, Any]:
+def _process_file(found: S3Object, context: BatchContext) -> dict[str, Any]:
     """Write the results of one file, or start the state machine for it.
 
     Raises:
         Unfinished: the time ran out; a retry continues where this attempt ended.
         UnsupportedObject, ObjectUnavailable, ResultsUnavailable: it failed.
     """
-    storage, settings = work.storage, work.settings
+    storage, settings = context.storage, context.settings
     if not found.key.endswith(S3_FILES):
         names = ", ".join(S3_FILES)
         raise UnsupportedObject(
@@ -76,7 +78,7 @@ def _process_file(found: S3Object, work: Work) -> dict[str, Any]:
     name = storage.results_name(found)
     report = {"object": f"s3://{found.bucket}/{found.key}", "results": storage.uri(name)}
     revision = storage.revision_of(name)
-    if revision and revision == work.engine.revision:
+    if revision and revision == context.engine.revision:
         return report | {"status": "unchanged"}
 
     def read(begin: int, end: int) -> bytes:
@@ -88,14 +90,14 @@ def _process_file(found: S3Object, work: Work) -> dict[str, Any]:
     is_large = head.size > settings.max_object_bytes and not is_gzip and not is_text
     # A file with a checkpoint was checked before, and this function processes it.
     if settings.state_machine and is_large and storage.revision_of(name + CHECKPOINT) is None:
-        from handler.batch.state_machine import can_read, hand_over
+        from handler.batch.state_machine import can_read, start_execution
 
-        if can_read(lines_of(read, head.size, is_gzip), work.deadline):
-            return report | hand_over(found, work)
-    output = ResultFile(storage, name, work.engine.revision)
+        if can_read(lines_of(read, head.size, is_gzip), context.deadline):
+            return report | start_execution(found, context)
+    output = ResultFile(storage, name, context.engine.revision)
     lines = lines_of(read, head.size, is_gzip, output.lines, output.position)
     try:
-        if not _Run(lines, is_text, output, work).is_complete():
+        if not _Run(lines, is_text, output, context).is_complete():
             output.checkpoint()
             raise Unfinished(
                 f"time ran out after {output.lines} lines: a retry continues from there"
@@ -125,19 +127,19 @@ class _Run:
     """Lines that are decoded together: they finish in any order, and are written in order."""
 
     def __init__(
-        self, lines: Iterator[Line], is_text: bool, output: ResultFile, work: Work
+        self, lines: Iterator[Line], is_text: bool, output: ResultFile, context: BatchContext
     ) -> None:
         self._lines = lines
         self._is_text = is_text
         self._output = output
-        self._work = work
+        self._context = context
         self._running: dict[int, tuple[Item, int]] = {}
         self._ready: dict[int, tuple[bytes, int, bool]] = {}
         self._at_end = False
 
     def is_complete(self) -> bool:
         """Process the lines; False if the deadline came first."""
-        batch = RequestBatch(self._work.engine, self._work.settings, self._work.deadline)
+        batch = RequestBatch(self._context.engine, self._context.settings, self._context.deadline)
         more = True
         while more or batch.pending:
             # Results of lines that finish before an earlier one wait in memory.
@@ -158,21 +160,21 @@ class _Run:
             return False
         item = _item(line, self._is_text)
         try:
-            if isinstance(item.work, GPT2Error):
-                raise item.work
-            if not batch.add(line.number, item.work):
+            if isinstance(item.request, GPT2Error):
+                raise item.request
+            if not batch.add(line.number, item.request):
                 return False
             self._running[line.number] = item, line.end
         except GPT2Error as error:
             self._running[line.number] = item, line.end
             self._settle(line.number, error)
         # With only invalid lines the scheduler, which checks the deadline, is never called.
-        return self._work.deadline is None or monotonic() < self._work.deadline
+        return self._context.deadline is None or monotonic() < self._context.deadline
 
     def _settle(self, number: int, done: list[Completion] | GPT2Error) -> None:
         """Store the result of a line, and write the results that are next in order."""
         item, end = self._running.pop(number)
-        self._work.counts.add(done)
+        self._context.counts.add(done)
         self._ready[number] = result_line(item, done, number), end, isinstance(done, GPT2Error)
         while self._output.lines + 1 in self._ready:
             self._output.add(*self._ready.pop(self._output.lines + 1))

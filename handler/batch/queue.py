@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from gpt2core.errors import GPT2Error
-from handler.batch.file import FOR_GOOD, process_files
+from handler.batch.context import BatchContext
+from handler.batch.file import PERMANENT_ERRORS, process_files
 from handler.batch.request_batch import complete_all
 from handler.batch.storage import CONNECTIONS
-from handler.batch.work import Work
 from handler.completions import Completion
 from handler.dialects.request import Request
 from handler.errors import Unfinished
@@ -32,52 +32,54 @@ class Outcome(NamedTuple):
     """Errors by message id, without messages that stay only because of an earlier one."""
 
 
-def process_messages(records: Sequence[Record], fifo: bool, work: Work) -> Outcome:
+def process_messages(records: Sequence[Record], fifo: bool, context: BatchContext) -> Outcome:
     """Process the messages; results of the same model are kept.
 
     Raises:
         GPT2Error: nothing can be processed now; all messages stay in the queue.
     """
-    lanes: dict[str, _Lane] = {}
+    groups: dict[str, _MessageGroup] = {}
     for record in records:
-        lane = lanes.setdefault(record.group if fifo else record.id, _Lane(work, fifo))
-        lane.records.append(record)
-    items = {record.id: record.work for record in records if isinstance(record.work, Item)}
-    lane_of = {record.id: lane for lane in lanes.values() for record in lane.records}
+        group = groups.setdefault(record.group if fifo else record.id, _MessageGroup(context, fifo))
+        group.records.append(record)
+    items = {record.id: record.content for record in records if isinstance(record.content, Item)}
+    group_of = {record.id: group for group in groups.values() for record in group.records}
     with ThreadPoolExecutor(CONNECTIONS) as threads:
-        revisions = threads.map(work.storage.revision_of, map(result_name, items))
+        revisions = threads.map(context.storage.revision_of, map(result_name, items))
         for (name, item), revision in zip(items.items(), revisions, strict=True):
-            lane = lane_of[name]
-            if revision and revision == work.engine.revision:
-                lane.current.add(name)
-            elif isinstance(item.work, Request):
-                lane.waiting[name] = item.work
-        # A lane is written as soon as it is decoded, while others still decode; lanes with files
+            group = group_of[name]
+            if revision and revision == context.engine.revision:
+                group.current.add(name)
+            elif isinstance(item.request, Request):
+                group.waiting[name] = item.request
+        # A group is written as soon as it is decoded, while others still decode; groups with files
         # come last, because they may take all the time.
-        writing = [threads.submit(lane.finish) for lane in lanes.values() if lane.is_decoded]
-        requests = [pair for lane in lanes.values() for pair in lane.waiting.items()]
+        writing = [threads.submit(group.finish) for group in groups.values() if group.is_decoded]
+        requests = [pair for group in groups.values() for pair in group.waiting.items()]
         if requests:
-            for name, done in complete_all(work.engine, work.settings, requests, work.deadline):
-                lane = lane_of[name]
-                lane.take(name, done)
-                if lane.is_decoded:
-                    writing.append(threads.submit(lane.finish))
+            for name, done in complete_all(
+                context.engine, context.settings, requests, context.deadline
+            ):
+                group = group_of[name]
+                group.take(name, done)
+                if group.is_decoded:
+                    writing.append(threads.submit(group.finish))
         for written in writing:
             written.result()
-    for lane in lanes.values():
-        if lane.has_files:
-            lane.finish()
-    errors = {name: error for lane in lanes.values() for name, error in lane.errors.items()}
+    for group in groups.values():
+        if group.has_files:
+            group.finish()
+    errors = {name: error for group in groups.values() for name, error in group.errors.items()}
     for error in errors.values():
-        work.counts.add(error)
-    finished = {name for lane in lanes.values() for name in lane.finished}
+        context.counts.add(error)
+    finished = {name for group in groups.values() for name in group.finished}
     return Outcome(tuple(r.id for r in records if r.id not in finished), errors)
 
 
-class _Lane:
+class _MessageGroup:
     """Messages whose results are written in order: a group of a FIFO queue, or a single message."""
 
-    def __init__(self, work: Work, fifo: bool) -> None:
+    def __init__(self, context: BatchContext, fifo: bool) -> None:
         self.records: list[Record] = []
         self.current: set[str] = set()
         """Messages whose results exist already."""
@@ -85,14 +87,14 @@ class _Lane:
         """Requests that are not decoded yet."""
         self.finished: list[str] = []
         self.errors: dict[str, GPT2Error] = {}
-        self._work = work
+        self._context = context
         self._fifo = fifo
         self._results: dict[str, list[Completion] | GPT2Error] = {}
 
     @property
     def has_files(self) -> bool:
         """Whether a message is about files."""
-        return any(isinstance(record.work, tuple) for record in self.records)
+        return any(isinstance(record.content, tuple) for record in self.records)
 
     @property
     def is_decoded(self) -> bool:
@@ -104,7 +106,7 @@ class _Lane:
         del self.waiting[name]
         self._results[name] = done
         if not isinstance(done, GPT2Error):
-            self._work.counts.add(done)
+            self._context.counts.add(done)
 
     def finish(self) -> None:
         """Finish the messages in order, up to the first failure that a retry may fix."""
@@ -124,23 +126,23 @@ class _Lane:
             GPT2Error: the message stays in the queue.
         """
         done: list[Completion] | GPT2Error
-        if isinstance(record.work, GPT2Error):
-            item, done = Item(record.name, record.work), record.work
-        elif isinstance(record.work, Item):
-            item, done = record.work, self._results[record.id]
+        if isinstance(record.content, GPT2Error):
+            item, done = Item(record.name, record.content), record.content
+        elif isinstance(record.content, Item):
+            item, done = record.content, self._results[record.id]
         else:
             try:
-                process_files(record.work, self._work)
+                process_files(record.content, self._context)
                 return
-            except FOR_GOOD as error:
+            except PERMANENT_ERRORS as error:
                 item, done = Item(None, error), error
         if isinstance(done, GPT2Error):
             if isinstance(done, Unfinished) or not self._fifo:
                 raise done
             self.errors[record.id] = done
         # An error in the message itself does not depend on the model.
-        revision = self._work.engine.revision if record.id in self._results else ""
-        self._work.storage.write(result_name(record.id), result_line(item, done), revision)
+        revision = self._context.engine.revision if record.id in self._results else ""
+        self._context.storage.write(result_name(record.id), result_line(item, done), revision)
 
 
 def result_name(message: str) -> str:

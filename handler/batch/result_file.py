@@ -11,7 +11,7 @@ from handler.errors import Unfinished
 
 VERSION = 2
 PART_BYTES = 8 << 20  # S3: at least 5 MiB but for the last part, at most 10,000 parts
-EVERY_S = 30.0
+CHECKPOINT_INTERVAL_S = 30.0
 
 
 class AlreadyPublished(Exception):
@@ -34,7 +34,7 @@ class ResultFile:
         self._has_checkpoint = False
         stored = self._stored()
         if stored.get("upload") and stored["model"] != revision:
-            storage.abort_parts(name, stored["upload"])
+            storage.abort_multipart_upload(name, stored["upload"])
         state = stored if stored.get("model") == revision else {}
         self.lines: int = state.get("lines", 0)
         self.errors: int = state.get("errors", 0)
@@ -56,7 +56,7 @@ class ResultFile:
         if len(self._buffer) >= PART_BYTES:
             self._write_part()
             self.checkpoint()
-        elif monotonic() - self._saved_at >= EVERY_S:
+        elif monotonic() - self._saved_at >= CHECKPOINT_INTERVAL_S:
             self.checkpoint()
 
     def checkpoint(self) -> None:
@@ -87,16 +87,16 @@ class ResultFile:
         else:
             if self._buffer:
                 self._write_part()
-            if not self._storage.end_parts(self._name, self._upload, self._etags):
+            if not self._storage.complete_multipart_upload(self._name, self._upload, self._etags):
                 self._stop()
         if self._has_checkpoint:
             self._storage.delete(self._checkpoint_name)
 
     def _write_part(self) -> None:
         if self._upload is None:
-            self._upload = self._storage.begin_parts(self._name, self._revision)
+            self._upload = self._storage.create_multipart_upload(self._name, self._revision)
         part = len(self._etags) + 1, bytes(self._buffer)
-        etag = self._storage.write_part(self._name, self._upload, *part)
+        etag = self._storage.upload_part(self._name, self._upload, *part)
         if etag is None:
             self._stop()
         else:

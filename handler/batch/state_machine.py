@@ -7,21 +7,21 @@ from time import monotonic
 from typing import Any
 
 from handler.aws import classify, request_errors
+from handler.batch.context import BatchContext
 from handler.batch.lines import Line
 from handler.batch.storage import shortened
-from handler.batch.work import Work
 from handler.errors import ResultsUnavailable, Unfinished
 from handler.items import S3Object
 
 # AWS Step Functions Developer Guide, "Quotas": the input of a state has at most 256 KiB. A batch
 # stays below that by MaxInputBytesPerBatch in `templates/batches.asl.yaml`.
 MAX_ITEM_BYTES = 200_000
-RUNS = 10
+MAX_EXECUTIONS = 10
 _FAILED = ("FAILED", "TIMED_OUT", "ABORTED")
 # In the bucket of the results. A run writes names such as SUCCEEDED_0.json to a folder of its own,
 # whose name has 36 bytes.
 _FOLDER = "state-machine/"
-_BELOW = 80
+_RESERVED_KEY_BYTES = 80
 
 
 def can_read(lines: Iterable[Line], deadline: float | None) -> bool:
@@ -45,8 +45,8 @@ def can_read(lines: Iterable[Line], deadline: float | None) -> bool:
     return True
 
 
-def hand_over(found: S3Object, work: Work) -> dict[str, str]:
-    """Start an execution for a file, once for each content of it, and again if an execution failed.
+def start_execution(found: S3Object, context: BatchContext) -> dict[str, str]:
+    """Start an execution for a file, once for each version of it, and again if one has failed.
 
     Returns the status, the name of the execution, and the address of its results.
 
@@ -57,17 +57,18 @@ def hand_over(found: S3Object, work: Work) -> dict[str, str]:
 
     content = f"{found.bucket}\0{found.key}\0{found.etag}"
     digest = sha256(content.encode()).hexdigest()
-    prefix = _FOLDER + shortened(f"{found.key}.{found.etag}", len(_FOLDER) + _BELOW)
-    machine = str(work.settings.state_machine)
+    prefix = _FOLDER + shortened(f"{found.key}.{found.etag}", len(_FOLDER) + _RESERVED_KEY_BYTES)
+    machine = str(context.settings.state_machine)
     given = {"bucket": found.bucket, "key": found.key, "etag": found.etag, "prefix": prefix}
     client: Any = boto3.session.Session().client("stepfunctions")
-    for run in range(1, RUNS + 1):
+    for run in range(1, MAX_EXECUTIONS + 1):
         name = digest if run == 1 else f"{digest}-{run}"
         if _start(client, machine, name, json.dumps(given)):
-            results = f"s3://{work.storage.bucket}/{prefix}/"
-            return {"status": "handed over", "execution": name, "results": results}
+            results = f"s3://{context.storage.bucket}/{prefix}/"
+            return {"status": "started", "execution": name, "results": results}
     raise ResultsUnavailable(
-        f"{RUNS} executions of the state machine have failed for this file: see their errors",
+        f"{MAX_EXECUTIONS} executions of the state machine have failed for this file:"
+        " correct what they report, then upload a changed file",
         param="GPT2_STATE_MACHINE",
     )
 

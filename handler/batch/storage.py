@@ -15,7 +15,7 @@ from handler.errors import ObjectGone, ObjectUnavailable, ResultsUnavailable
 from handler.items import S3Object
 from handler.settings import Settings
 
-STALL_S = 20
+READ_TIMEOUT_S = 20
 ATTEMPTS = 5
 CONNECTIONS = 8
 MAX_KEY_BYTES = 1024  # Amazon S3 User Guide, "Naming Amazon S3 objects"
@@ -47,7 +47,7 @@ class Storage:
                 param="GPT2_RESULTS",
             )
         self.bucket, self.prefix = aws.bucket_and_prefix(settings.results)
-        self._client = aws.s3_client(STALL_S, ATTEMPTS, CONNECTIONS)
+        self._client = aws.s3_client(READ_TIMEOUT_S, ATTEMPTS, CONNECTIONS)
 
     def uri(self, name: str) -> str:
         """The address of `name`."""
@@ -77,25 +77,25 @@ class Storage:
         """Delete `name` if it exists."""
         self._call("delete_object", name)
 
-    def begin_parts(self, name: str, revision: str) -> str:
+    def create_multipart_upload(self, name: str, revision: str) -> str:
         """Start a multipart upload of `name`; returns its id."""
         metadata = {REVISION: revision}
         upload = self._call("create_multipart_upload", name, ContentType=JSONL, Metadata=metadata)
         return str(upload["UploadId"])
 
-    def write_part(self, name: str, upload: str, number: int, content: bytes) -> str | None:
-        """Write one part; returns its ETag, or None if the upload is over."""
+    def upload_part(self, name: str, upload: str, number: int, content: bytes) -> str | None:
+        """Write one part; returns its ETag, or None if the upload no longer exists."""
         part = {"UploadId": upload, "PartNumber": number, "Body": content}
         reply = self._optional("upload_part", name, **part)
         return str(reply["ETag"]) if reply else None
 
-    def end_parts(self, name: str, upload: str, etags: list[str]) -> bool:
-        """Complete the upload of `name`; False if it is over."""
+    def complete_multipart_upload(self, name: str, upload: str, etags: list[str]) -> bool:
+        """Complete the upload of `name`; False if it no longer exists."""
         parts = {"Parts": [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(etags, 1)]}
         end = {"UploadId": upload, "MultipartUpload": parts}
         return self._optional("complete_multipart_upload", name, **end) is not None
 
-    def abort_parts(self, name: str, upload: str) -> None:
+    def abort_multipart_upload(self, name: str, upload: str) -> None:
         """Abort an upload if it still exists."""
         self._optional("abort_multipart_upload", name, UploadId=upload)
 

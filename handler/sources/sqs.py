@@ -56,12 +56,12 @@ def _record(record: dict[str, Any]) -> Record:
     group = attributes.get("MessageGroupId") if isinstance(attributes, dict) else None
     group = group if isinstance(group, str) else ""
     try:
-        work = _message(record.get("body"))
+        content = _message(record.get("body"))
     except GPT2Error as error:
         return Record(name, error, group=group)
-    if isinstance(work, Item) and isinstance(work.work, GPT2Error):
-        return Record(name, work.work, work.id, group)
-    return Record(name, work, group=group)
+    if isinstance(content, Item) and isinstance(content.request, GPT2Error):
+        return Record(name, content.request, content.id, group)
+    return Record(name, content, group=group)
 
 
 def _message(body: Any) -> Item | tuple[S3Object | GPT2Error, ...]:

@@ -30,6 +30,7 @@ from handler.store.contents import check_pin, files_of
 from handler.store.publish import Staging, matches_manifest
 from handler.store.revisions import resolve
 from handler.store.transfer import (
+    CHECK_NETWORK,
     Display,
     DownloadState,
     ETagMismatch,
@@ -277,11 +278,12 @@ class _Download(Generic[Opened]):
         state, what = self._state, "an incomplete file list"
         if state.total:
             what = f"{megabytes(state.received)} of {megabytes(state.total)} received"
+        advice = "increase the function's Timeout, or use a volume"
         if state.failures:
             what += f" and {state.failures} failures (last: {state.last_failure})"
+            advice = advice if state.received else CHECK_NETWORK
         return errors.DownloadFailed(
-            f"{self._uri}: the deadline passed after {state.seconds:.1f} s with {what}:"
-            " increase the function's Timeout, or use a volume"
+            f"{self._uri}: the deadline passed after {state.seconds:.1f} s with {what}: {advice}"
         )
 
     def _disk_error(self, error: OSError) -> ModelUnavailable:

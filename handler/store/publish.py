@@ -27,7 +27,7 @@ from handler.store.transfer import RemoteFile
 
 INCOMING = "incoming"
 RELEASED = "released"
-LEFT_OVER_AFTER_S = 3600  # no function runs for more than 15 minutes
+STALE_AFTER_S = 3600  # no function runs for more than 15 minutes
 
 
 class Staging:
@@ -58,9 +58,9 @@ class Staging:
     def _take_over(self) -> None:
         """Take over the partial files of abandoned writers; remove old directories.
 
-        Whether a process of another sandbox is alive cannot be checked, so its directory is removed
-        by age. Ages are relative to the modification time of our own directory, so that only the
-        clock of the file system matters.
+        Whether a process in another execution environment is alive cannot be checked, so its
+        directory is removed by age. Ages are relative to the modification time of our own
+        directory, so that only the clock of the file system matters.
         """
         now = os.stat(self._directory).st_mtime
         for name in _names(self._incoming):
@@ -71,7 +71,7 @@ class Staging:
                 for part in _names(os.path.join(path, "parts")):
                     with suppress(OSError):  # another writer took it
                         os.rename(os.path.join(path, "parts", part), f"{self._parts}/{part}")
-            if abandoned or now - _last_change(path) > LEFT_OVER_AFTER_S:
+            if abandoned or now - _last_change(path) > STALE_AFTER_S:
                 shutil.rmtree(path, ignore_errors=True)
 
     def part(self, file: RemoteFile) -> Part:

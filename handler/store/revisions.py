@@ -26,7 +26,7 @@ def resolve(root: str) -> str | None:
         return root if os.path.exists(os.path.join(root, "config.json")) else None
     except (OSError, UnicodeDecodeError) as error:
         raise ModelUnavailable(
-            f"{root}: CURRENT cannot be read ({type(error).__name__})"
+            f"{root}: CURRENT cannot be read ({type(error).__name__}): fetch the model again"
         ) from error
     found = os.path.join(root, REVISIONS, revision)
     if (
@@ -35,7 +35,10 @@ def resolve(root: str) -> str | None:
         or "\0" in revision
         or not os.path.isdir(found)
     ):
-        raise ModelUnavailable(f"{root}: CURRENT names {revision!a}, which is not in {REVISIONS}/")
+        raise ModelUnavailable(
+            f"{root}: CURRENT names {revision!a}, which is not in {REVISIONS}/:"
+            " fetch the model again"
+        )
     return found
 
 

@@ -18,10 +18,10 @@ from handler.errors import AccessDenied, ModelChanged, ModelNotFound, ModelUnava
 from handler.store.part import Part, write
 from handler.store.transfer import DownloadState, RemoteFile, Transient, map_in_order, retry
 
-# One connection to S3 reaches about 90 MB/s, a sandbox 78: several compensate for slow ones.
+# One connection to S3 reaches about 90 MB/s, in Lambda 78: several compensate for slow ones.
 CONNECTIONS = 8
 PART_BYTES = 16 << 20  # a request costs 2 ms of CPU; a failure repeats at most one part
-STALL_S = 10  # seconds without data until a read fails
+READ_TIMEOUT_S = 10  # seconds without data until a read fails
 
 
 class S3:
@@ -155,7 +155,7 @@ class S3:
     def _shared_client(self) -> Any:
         # `retry` repeats requests because it observes the deadline.
         return aws.s3_client(
-            STALL_S,
+            READ_TIMEOUT_S,
             attempts=1,
             connections=2 * CONNECTIONS,
             response_checksum_validation="when_required",  # ranges have no checksum
@@ -194,7 +194,7 @@ class S3:
             return ModelNotFound(f"{what}: the object or bucket does not exist")
         if cause == "credentials":
             return AccessDenied(f"{what}: {advice}", param="AWS_ACCESS_KEY_ID")
-        if cause in ("denied", "key"):
+        if cause in ("denied", "kms"):
             return AccessDenied(f"{what}: {advice}") if advice else _UnknownDenial(what)
         return ModelUnavailable(
             f"{what}: {advice or 'check the bucket, its region and the AWS_* variables'}"

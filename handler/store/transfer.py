@@ -34,6 +34,12 @@ class Stopped(Exception):
     """The download of this thread has been stopped."""
 
 
+CHECK_NETWORK = (
+    "check the network, proxies and HF_ENDPOINT or AWS_ENDPOINT_URL_S3; a function in a VPC needs a"
+    " NAT gateway for the Hub, and a NAT gateway or an S3 gateway endpoint for S3"
+)
+
+
 class Transient(Exception):
     """A failure that a retry may resolve. The message contains no URL and no credentials."""
 
@@ -158,7 +164,8 @@ def retry(
             failures, reached = (1, progress()) if progress() > reached else (failures + 1, reached)
             if failures >= ATTEMPTS:
                 raise DownloadFailed(
-                    f"{error}; failed after {failures} attempts in {state.seconds:.1f} s"
+                    f"{error}; failed after {failures} attempts in {state.seconds:.1f} s:"
+                    f" {CHECK_NETWORK}"
                 ) from None
             pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (failures - 1))
             state.pause(pause * random.uniform(0.5, 1))  # noqa: S311 (jitter)

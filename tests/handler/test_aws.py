@@ -22,8 +22,8 @@ def answered(status: int, code: str, message: str = "Access Denied") -> ClientEr
         (403, "AccessDenied", "denied"),
         (403, "403", "denied"),  # a HEAD has no body
         (403, "InvalidObjectState", "archived"),
-        (400, "KMS.DisabledException", "key"),
-        (400, "KMS.KMSInvalidStateException", "key"),
+        (400, "KMS.DisabledException", "kms"),
+        (400, "KMS.KMSInvalidStateException", "kms"),
         (403, "ExpiredToken", "credentials"),
         (403, "RequestTimeTooSkewed", "credentials"),
         (404, "NoSuchBucket", "missing"),

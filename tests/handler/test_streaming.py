@@ -457,7 +457,7 @@ def test_an_error_in_a_framed_stream_is_an_event_and_then_raised(
 
 @pytest.mark.parametrize("fields", [{"prompt": "x"}, {"inputs": "x"}])
 def test_batch_requests_are_not_streamed(fields: dict[str, Any]) -> None:
-    rejected = parse_item({**fields, "stream": True}).work
+    rejected = parse_item({**fields, "stream": True}).request
     assert isinstance(rejected, BadRequest)
     assert rejected.param == "stream"
-    assert isinstance(parse_item({**fields, "stream": False}).work, Request)
+    assert isinstance(parse_item({**fields, "stream": False}).request, Request)

@@ -205,7 +205,7 @@ def test_an_aborted_upload_is_restarted(
     monkeypatch.setattr(result_file, "PART_BYTES", 5 * MB)
     with monkeypatch.context() as patch:
         # S3 replies NoSuchUpload for a completed upload; moto fails instead.
-        patch.setattr(Storage, "end_parts", lambda *_: False)
+        patch.setattr(Storage, "complete_multipart_upload", lambda *_: False)
         with pytest.raises(Unfinished, match="from the beginning"):
             function.invoke(event, Context())
     assert not [key for key in bucket.content() if key.startswith("results/")]
@@ -218,8 +218,12 @@ def test_an_upload_completed_by_another_writer_is_finished(
 ) -> None:
     event = put(bucket, "a.jsonl", b"\n".join(map(big, range(9))))
     monkeypatch.setattr(result_file, "PART_BYTES", 5 * MB)
-    end_parts = Storage.end_parts
-    monkeypatch.setattr(Storage, "end_parts", lambda *given: end_parts(*given) and False)
+    complete_multipart_upload = Storage.complete_multipart_upload
+    monkeypatch.setattr(
+        Storage,
+        "complete_multipart_upload",
+        lambda *given: complete_multipart_upload(*given) and False,
+    )
     assert function.invoke(event, Context())["objects"][0]["status"] == "done"
     assert len(results(bucket)) == 9
 
@@ -242,12 +246,12 @@ def test_processing_stops_when_another_writer_completes_the_upload(
     monkeypatch.setattr(result_file, "PART_BYTES", 5 * MB)
     parts = 0
 
-    def write_part(*_: Any) -> None:
+    def upload_part(*_: Any) -> None:
         nonlocal parts
         parts += 1
         bucket.put(key, b"{}\n", Metadata={"model-revision": demo.revision})
 
-    monkeypatch.setattr(Storage, "write_part", write_part)
+    monkeypatch.setattr(Storage, "upload_part", upload_part)
     assert function.invoke(event, Context())["objects"][0]["status"] == "done"
     assert parts == 1
     assert results(bucket) == [{}]
@@ -263,7 +267,7 @@ def test_results_of_another_model_do_not_stop_processing(
     with monkeypatch.context() as patch:
         patch.setattr(
             Storage,
-            "write_part",
+            "upload_part",
             lambda *_: bucket.put(key, b"{}\n", Metadata={"model-revision": "another"}),
         )
         with pytest.raises(Unfinished, match="aborted"):
@@ -298,7 +302,7 @@ def test_a_checkpoint_of_another_model_is_ignored(
     with monkeypatch.context() as patch:
         patch.setattr(result_file.ResultFile, "publish", stop)
         if not part:
-            patch.setattr(result_file, "EVERY_S", 0.0)
+            patch.setattr(result_file, "CHECKPOINT_INTERVAL_S", 0.0)
         with pytest.raises(Unfinished):
             function.invoke(event, Context())
     assert any(key.endswith(".checkpoint") for key in bucket.content())

@@ -51,7 +51,7 @@ def event_of(bucket: Bucket, key: str) -> dict[str, Any]:
     return dict(event)
 
 
-def hand_over(function: Function, bucket: Bucket, key: str = "a.jsonl") -> dict[str, Any]:
+def start_execution(function: Function, bucket: Bucket, key: str = "a.jsonl") -> dict[str, Any]:
     (report,) = function.invoke(event_of(bucket, key), Context())["objects"]
     return dict(report)
 
@@ -66,9 +66,9 @@ def test_a_large_file_starts_the_state_machine_once_and_reports_the_results_loca
     function: Function, bucket: Bucket, machine: str
 ) -> None:
     bucket.put("a.jsonl", LINES)
-    first, second = hand_over(function, bucket), hand_over(function, bucket)
+    first, second = start_execution(function, bucket), start_execution(function, bucket)
     assert first == second
-    assert first["status"] == "handed over"
+    assert first["status"] == "started"
     (execution,) = executions(machine)
     assert execution["name"] == first["execution"]
     given = json.loads(execution["input"])
@@ -87,7 +87,7 @@ def test_starting_the_state_machine_does_not_open_the_model(
 ) -> None:
     bucket.put("a.jsonl", LINES)
     function.settings = function.settings._replace(model_dir="/nowhere", model_dir_named=True)
-    assert hand_over(function, bucket)["status"] == "handed over"
+    assert start_execution(function, bucket)["status"] == "started"
 
 
 def test_a_file_with_a_checkpoint_is_not_scanned_again(
@@ -96,7 +96,7 @@ def test_a_file_with_a_checkpoint_is_not_scanned_again(
     bucket.put("a.jsonl", LINES)
     etag = bucket.client.head_object(Bucket=bucket.name, Key="a.jsonl")["ETag"].strip('"')
     bucket.put(f"results/a.jsonl.{etag}.results.jsonl.checkpoint", b"{}")
-    assert hand_over(function, bucket)["status"] == "done"
+    assert start_execution(function, bucket)["status"] == "done"
     assert executions(machine) == []
 
 
@@ -105,7 +105,7 @@ def test_results_of_long_keys_fit_below_the_prefix(
 ) -> None:
     key = "ü" * 500 + ".jsonl"
     bucket.put(key, LINES)
-    hand_over(function, bucket, key)
+    start_execution(function, bucket, key)
     (execution,) = executions(machine)
     prefix = json.loads(execution["input"])["prefix"]
     assert len(prefix.encode()) <= 1024 - len("/") - 36 - len("/SUCCEEDED_1000.json")
@@ -115,13 +115,13 @@ def test_a_failed_execution_is_restarted_with_another_name(
     function: Function, bucket: Bucket, machine: str
 ) -> None:
     bucket.put("a.jsonl", LINES)
-    first = hand_over(function, bucket)["execution"]
+    first = start_execution(function, bucket)["execution"]
     (execution,) = executions(machine)
     client: Any = boto3.client("stepfunctions")
     client.stop_execution(executionArn=execution["executionArn"])
-    second = hand_over(function, bucket)["execution"]
+    second = start_execution(function, bucket)["execution"]
     assert second == f"{first}-2"
-    assert hand_over(function, bucket)["execution"] == second
+    assert start_execution(function, bucket)["execution"] == second
     assert len(executions(machine)) == 2
 
 
@@ -131,11 +131,11 @@ def test_executions_of_a_failing_file_are_limited(
     bucket.put("a.jsonl", LINES)
     client: Any = boto3.client("stepfunctions")
     for _ in range(10):
-        hand_over(function, bucket)
+        start_execution(function, bucket)
         for execution in executions(machine):
             client.stop_execution(executionArn=execution["executionArn"])
     with pytest.raises(ResultsUnavailable, match="10 executions of the state machine have failed"):
-        hand_over(function, bucket)
+        start_execution(function, bucket)
 
 
 def test_a_missing_state_machine_is_an_error(function: Function, bucket: Bucket) -> None:
@@ -143,7 +143,7 @@ def test_a_missing_state_machine_is_an_error(function: Function, bucket: Bucket)
     gone = f"{function.settings.state_machine}-gone"
     function.settings = function.settings._replace(state_machine=gone)
     with pytest.raises(ResultsUnavailable, match="states:StartExecution"):
-        hand_over(function, bucket)
+        start_execution(function, bucket)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_files_that_the_item_reader_does_not_support_stay_with_the_function(
     key: str, content: bytes, encoding: str, function: Function, bucket: Bucket, machine: str
 ) -> None:
     bucket.put(key, content, ContentEncoding=encoding)
-    assert hand_over(function, bucket, key)["status"] == "done"
+    assert start_execution(function, bucket, key)["status"] == "done"
     assert executions(machine) == []
 
 

@@ -72,7 +72,7 @@ def test_sams_sqs_and_s3_events_are_parsed() -> None:
     event["Records"][0]["body"] = '{"prompt": "a"}'
     job = job_of(event)
     assert isinstance(job, Messages)
-    assert isinstance(job.records[0].work, Item)
+    assert isinstance(job.records[0].content, Item)
     event = sam_events()["s3 put"]
     stored, job = event["Records"][0]["s3"], job_of(event)
     assert isinstance(job, Objects)

@@ -24,16 +24,16 @@ def messages_of(event: Any) -> Messages:
     return job
 
 
-def work_of(body: Any) -> Any:
+def content_of(body: Any) -> Any:
     (record,) = messages_of(queue_event(body)).records
-    return record.work
+    return record.content
 
 
 def request_of(body: Any) -> Request:
-    work = work_of(body)
-    assert isinstance(work, Item)
-    assert isinstance(work.work, Request)
-    return work.work
+    item = content_of(body)
+    assert isinstance(item, Item)
+    assert isinstance(item.request, Request)
+    return item.request
 
 
 def test_messages_in_both_dialects_are_requests() -> None:
@@ -58,7 +58,7 @@ def test_sns_notifications_are_unwrapped() -> None:
 @pytest.mark.parametrize("wrapped", [None, 5, {}])
 def test_a_notification_without_a_message_fails_alone(wrapped: Any) -> None:
     body = {"Type": "Notification", "TopicArn": "arn", "Message": wrapped}
-    assert isinstance(work_of(body), BadRequest)
+    assert isinstance(content_of(body), BadRequest)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_a_notification_without_a_message_fails_alone(wrapped: Any) -> None:
      "[" * 100_000, '{"prompt": "a", "id": "b", "custom_id": "c"}', '{"warmup": true}'],
 )  # fmt: skip
 def test_an_invalid_message_fails_alone(body: str) -> None:
-    assert isinstance(work_of(body), BadRequest)
+    assert isinstance(content_of(body), BadRequest)
     _, good = messages_of(queue_event(body, {"prompt": "a"})).records
-    assert isinstance(good.work, Item)
+    assert isinstance(good.content, Item)
 
 
 @pytest.mark.parametrize("name", [None, "", 5])
@@ -80,14 +80,14 @@ def test_a_message_without_an_id_fails_the_whole_batch(name: Any) -> None:
 
 
 def test_an_s3_event_in_a_message_is_an_object() -> None:
-    assert work_of(load_event("batch-s3")) == (THE_FOX,)
-    assert work_of(load_event("batch-s3-eventbridge")) == (THE_FOX,)
-    assert work_of(load_event("batch-s3-test")) == ()
+    assert content_of(load_event("batch-s3")) == (THE_FOX,)
+    assert content_of(load_event("batch-s3-eventbridge")) == (THE_FOX,)
+    assert content_of(load_event("batch-s3-test")) == ()
     wrapped = json.dumps(load_event("batch-s3"))
-    assert work_of({"Type": "Notification", "TopicArn": "arn", "Message": wrapped}) == (THE_FOX,)
+    assert content_of({"Type": "Notification", "TopicArn": "arn", "Message": wrapped}) == (THE_FOX,)
 
 
 def test_an_unsupported_s3_event_in_a_message_fails_alone() -> None:
     event = load_event("batch-s3")
     event["Records"][0]["eventName"] = "ObjectRemoved:Delete"
-    assert isinstance(work_of(event), UnsupportedEvent)
+    assert isinstance(content_of(event), UnsupportedEvent)

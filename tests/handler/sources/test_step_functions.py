@@ -110,13 +110,13 @@ def test_items_inherit_the_batch_input_and_override_it() -> None:
     items = [{"prompt": "a", "id": 0}, {"prompt": "b", "max_new_tokens": 9}]
     first, second = items_of({"Items": items, "BatchInput": {"max_new_tokens": 3}})
     assert (first.id, second.id) == (0, None)
-    assert [item.work.max_new_tokens for item in (first, second)] == [3, 9]  # type: ignore[union-attr]
+    assert [item.request.max_new_tokens for item in (first, second)] == [3, 9]  # type: ignore[union-attr]
 
 
 def test_an_invalid_item_keeps_its_id() -> None:
     (item,) = items_of({"Items": [{"prompt": 5, "custom_id": "x"}]})
     assert item.id == "x"
-    assert isinstance(item.work, GPT2Error)
+    assert isinstance(item.request, GPT2Error)
 
 
 @pytest.mark.parametrize("event", [{"Items": 5}, {"Items": None}, {"Items": [], "BatchInput": 5}])

@@ -372,7 +372,7 @@ def test_an_object_deleted_during_the_download_is_an_error(
 def test_a_stalled_connection_times_out_and_is_retried(
     uri: str, proxy: FaultProxy, tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "STALL_S", 0.2)
+    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 0.2)
     proxy.inject("GET", WEIGHTS, stall(1000))
     assert same_files(download(uri, tmp_path).path, model_dir)
 

@@ -1,4 +1,4 @@
-"""`Work`: what every kind of batch needs."""
+"""`BatchContext`: what every kind of batch needs."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from handler.batch.storage import Storage
 
 
-class Work:
-    """The batch of one invocation. `deadline` is in `time.monotonic()` seconds."""
+class BatchContext:
+    """The settings, engine, storage and counts of one invocation.
+
+    `deadline` is in `time.monotonic()` seconds.
+    """
 
     def __init__(
         self,
