@@ -28,8 +28,9 @@ from tests.support.serve import serve
 LOCAL = "http://127.0.0.1:8080"
 EMULATED = "http://127.0.0.1:9000"
 SAM = ROOT / ".venv-dev" / "bin" / "sam"
-# Downloads need a bucket or the Hub: tests/handler/store runs `fetch` against local servers.
-NOT_RUN_HERE = ("python -m handler fetch",)
+# Downloads need a bucket or the Hub: tests/handler/store runs `fetch` against local servers. A server
+# runs until it is stopped.
+NOT_RUN_HERE = ("python -m handler fetch", "python -m handler serve")
 
 CURLS = [command for command in commands("curl ") if LOCAL in command]
 PYTHONS = [c for c in commands(r"python -m (?:handler|gpt2core)") if not c.startswith(NOT_RUN_HERE)]
@@ -89,11 +90,30 @@ def test_python_commands_in_the_docs_work(command: str, tmp_path: Path) -> None:
         run(command)
 
 
-def test_the_python_snippet_of_the_readme_prints_a_text() -> None:
+def test_the_python_snippet_of_the_readme_prints_the_text_twice() -> None:
     (snippet,) = (block for block in code_blocks(README) if block.startswith("from gpt2core"))
     command = [sys.executable, "-c", snippet]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip()
+    generated, _, streamed = done.stdout.partition("\n")
+    assert generated
+    assert streamed == generated
+
+
+@needs_curl
+def test_the_local_server_serves_the_packed_model_of_the_readme(tmp_path: Path) -> None:
+    (pack,) = (c for c in commands("python -m gpt2core pack") if " packed --precision" in c)
+    (serves,) = commands("python -m handler serve")
+    run(pack.replace("/path/to/gpt2 packed", f"models/demo {tmp_path}/packed"))
+    words = serves.replace("--model packed", f"--model {tmp_path}/packed").split()[1:]
+    (port,) = free_ports(1)
+    server = subprocess.Popen([sys.executable, *words, "--port", str(port)], cwd=ROOT)
+    try:
+        wait_for(port, server)
+        reply = json.loads(run(f"curl http://127.0.0.1:{port}/generate -d '{{\"prompt\": \"a\"}}'"))
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert (reply["model"], reply["model_source"]) == ("packed", "volume")
 
 
 @needs_curl
@@ -217,7 +237,7 @@ def test_the_template_accepts_the_parameters_of_a_deployment(parameters: dict[st
 
 
 # Commands of the AWS command line that are no operations of an API.
-HIGH_LEVEL = {("s3", "cp"), ("s3", "sync")}
+HIGH_LEVEL = {("s3", "cp"), ("s3", "sync"), ("configure", "export-credentials")}
 OPERATIONS = {"s3api": "s3"}
 # `aws` has another name for this parameter of SNS.
 RENAMED = {"notification-endpoint": "endpoint"}
