@@ -147,7 +147,7 @@ def test_settings_md_has_the_timeout_of_each_http_source() -> None:
         "HTTP API": http.HttpApi,
         "REST API": http.RestApi,
         "ALB": http.LoadBalancer,
-        "Function URL": http.FunctionUrl,
+        "function URL": http.FunctionUrl,
     }
     expected = ", ".join(
         f"{name} {kind.default_timeout_s or 'none'}" for name, kind in sources.items()

@@ -28,8 +28,8 @@ from tests.support.serve import serve
 LOCAL = "http://127.0.0.1:8080"
 EMULATED = "http://127.0.0.1:9000"
 SAM = ROOT / ".venv-dev" / "bin" / "sam"
-# Downloads need a bucket or the Hub: tests/handler/store runs `fetch` against local servers. A server
-# runs until it is stopped.
+# Downloads need a bucket or the Hub: tests/handler/store runs `fetch` against local servers. A
+# server runs until it is stopped.
 NOT_RUN_HERE = ("python -m handler fetch", "python -m handler serve")
 
 CURLS = [command for command in commands("curl ") if LOCAL in command]
@@ -109,7 +109,7 @@ def test_the_local_server_serves_the_packed_model_of_the_readme(tmp_path: Path) 
     server = subprocess.Popen([sys.executable, *words, "--port", str(port)], cwd=ROOT)
     try:
         wait_for(port, server)
-        reply = json.loads(run(f"curl http://127.0.0.1:{port}/generate -d '{{\"prompt\": \"a\"}}'"))
+        reply = json.loads(run(CURLS[0].replace(LOCAL, f"http://127.0.0.1:{port}")))
     finally:
         server.terminate()
         server.wait(30)
@@ -144,6 +144,17 @@ def test_every_make_target_of_the_docs_exists() -> None:
     assert {"run", "serve", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize(("environ", "port"), [({"PORT": "9000"}, "9000"), ({}, "8080")])
+def test_make_serve_listens_on_the_port_in_the_environment(
+    environ: dict[str, str], port: str
+) -> None:
+    recipe = re.search(r"^serve:.*\n\t@\S+ (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    command = ["sh", "-c", f"echo {recipe[1].replace('$$', '$')}"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == f"-m handler serve --port {port}\n"
 
 
 def _tests(*names: str) -> str:
