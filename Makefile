@@ -28,11 +28,12 @@ IMAGE = gpt2-lambda
 # Exit code 69: Docker is not available.
 WITH_DOCKER = scripts/with_docker.sh
 
-.PHONY: check-workflow coverage hooks kernels-test test-clients image image-test image-arm64-test image-size image-bench help run serve test test-slow test-reference check checkov audit lint bench demo lock clean
+.PHONY: check-workflow coverage hooks kernels-test test-clients image image-test image-arm64-test image-size image-bench help run serve test test-slow test-reference check checkov audit lint bench demo lock clean venv
 
 help:
 	@echo 'make run               invoke the function with an API Gateway event and the demo model'
-	@echo 'make serve             run the local server on 127.0.0.1:8080'
+	@echo 'make serve             run the local server on 127.0.0.1:8080 (PORT=... for another port)'
+	@echo 'make venv              set up .venv and .venv-dev, for pytest and the linters'
 	@echo 'make test              run the quick test suite'
 	@echo 'make coverage          measure the line and branch coverage of the quick suite'
 	@echo 'make test-slow         run the slow tests: fuzzing, killed processes, soak'
@@ -42,15 +43,15 @@ help:
 	@echo 'make image             build the container image (BASE=... for another base)'
 	@echo 'make image-test        test the image under Docker'
 	@echo 'make image-arm64-test  test the arm64 image, with QEMU on other machines'
-	@echo 'make image-size        print the size of the image, and the files that a start opens'
-	@echo 'make check             check formatting, lint, types and the workflow'
+	@echo 'make image-size        print the image size and the files opened at startup'
+	@echo 'make check             check formatting, lint, types and the GitHub Actions workflow'
 	@echo 'make hooks             install pre-commit hooks that run the checks'
 	@echo 'make checkov           check the template with checkov'
 	@echo 'make audit             look up security advisories for the packages of the image'
 	@echo 'make lint              fix formatting and lint'
 	@echo 'make bench             run the benchmarks against other implementations'
-	@echo 'make image-bench       measure docker run to the first reply, against another image'
-	@echo 'make demo              train the demo model again (an hour)'
+	@echo 'make image-bench       compare the time to the first reply with another image'
+	@echo 'make demo              retrain the demo model (an hour)'
 	@echo 'make lock              update the locked requirements'
 	@echo 'make clean             remove the outputs of the other targets'
 
@@ -58,7 +59,9 @@ run: $(RUN) $(KERNELS)
 	@.venv/bin/python -m handler invoke --text events/api-generate.json
 
 serve: $(RUN) $(KERNELS)
-	@.venv/bin/python -m handler serve
+	@.venv/bin/python -m handler serve --port $${PORT:-8080}
+
+venv: $(TEST) $(DEV) $(KERNELS)
 
 test: $(TEST) $(DEV) $(OLDEST) $(KERNELS)
 	.venv/bin/python -m pytest $(QUICK)
@@ -95,7 +98,7 @@ image-arm64-test: $(TEST) $(DEV)
 image-size: image
 	$(WITH_DOCKER) $(PYTHON) scripts/image_size.py $(IMAGE)
 
-# Advisories come from the package index. --strict: fail if they cannot be looked up.
+# Advisories come from PyPI or its mirror. --strict: fail if they cannot be looked up.
 audit: $(AUDIT)
 	.venv-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/image.txt
 
@@ -182,7 +185,7 @@ $(OLDEST): $(RUN) requirements/oldest.txt
 	@.venv/bin/python $(INSTALL) --target .venv-oldest -r requirements/oldest.txt
 	@touch $@
 
-# SAM includes AWS's runtime emulator and cfn-lint, which the tests use.
+# SAM includes the Lambda Runtime Interface Emulator and cfn-lint, which the tests use.
 $(DEV): requirements/dev.txt
 	@test -x .venv-dev/bin/python || $(PYTHON) -m venv .venv-dev
 	@echo 'setting up .venv-dev (ruff, mypy, SAM with its emulator, …)' >&2
