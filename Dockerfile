@@ -1,7 +1,7 @@
 # The function as a container image for AWS Lambda, with the demo model.
 #
 #   docker build -t gpt2-lambda .
-#   docker run --rm -p 9000:8080 gpt2-lambda            answers at the emulator's path, see README.md
+#   docker run --rm -p 9000:8080 gpt2-lambda            accepts raw events, see README.md
 #   docker run --rm -p 8080:8080 gpt2-lambda serve      the local server
 #
 # BASE    an image with Python 3.11 or newer, glibc 2.28 or newer; with pip, and apt-get or dnf, for the
@@ -10,10 +10,10 @@
 #         would be mounted; default none. With SnapStart it is then part of the snapshot.
 ARG BASE=python:3.13-slim-bookworm
 
-# ---- dependencies, build: what may need pip, a compiler and a shell; nothing of it stays but /out
+# ---- dependencies, build: what may need pip, a compiler and a shell; only /out is copied to the final image
 FROM ${BASE} AS dependencies
 
-# For dependencies without a wheel, and for the kernels, which need Python's headers, too.
+# For dependencies without a wheel, and for the kernels, which also need Python's headers.
 RUN headers=$(python3 -c 'import os, sysconfig; print(os.path.exists(sysconfig.get_path("include") + "/Python.h"))'); \
     if command -v cc && [ "$headers" = True ]; then exit 0; fi; \
     if command -v dnf; then dnf install -y gcc; else \
@@ -30,7 +30,7 @@ FROM dependencies AS build
 COPY scripts/slim_image.py /tmp/slim_image.py
 RUN python3 /tmp/slim_image.py /out/dependencies
 
-# Compiled for one architecture: a layer apart, so that the code's layer is the same for all.
+# Compiled for one architecture: in a separate layer, so that the code's layer is the same for all.
 COPY pyproject.toml /tmp/kernels/
 COPY scripts/build_kernels.py /tmp/kernels/scripts/
 COPY gpt2core/kernels/_kernels.c /out/kernels/var/task/gpt2core/kernels/
@@ -63,7 +63,7 @@ LABEL org.opencontainers.image.title="gpt2-lambda" \
       org.opencontainers.image.description="GPT-2 on AWS Lambda with the shortest cold start" \
       org.opencontainers.image.licenses="MIT" \
       com.amazonaws.lambda.feature.snapstart="Allow"
-# -S: everything lies beside the script, so that there is no site-packages to look for.
+# -S: all packages are next to the script, so there is no site-packages to look for.
 ENTRYPOINT ["python3", "-S", "bootstrap.py"]
 
 # ---- the default: as any other container, without root
