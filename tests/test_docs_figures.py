@@ -308,7 +308,7 @@ def test_threads_and_memory() -> None:
         (
             "a token takes",
             "thread, decode takes",
-            "beside two",
+            "and with two",
             "5 ms it takes",
             "times and",
             "process uses",
