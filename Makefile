@@ -59,7 +59,7 @@ run: $(RUN) $(KERNELS)
 	@.venv/bin/python -m handler invoke --text events/api-generate.json
 
 serve: $(RUN) $(KERNELS)
-	@.venv/bin/python -m handler serve --port $${PORT:-8080}
+	@.venv/bin/python -m handler serve
 
 venv: $(TEST) $(DEV) $(KERNELS)
 

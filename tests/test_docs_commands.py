@@ -146,17 +146,6 @@ def test_every_make_target_of_the_docs_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-@pytest.mark.parametrize(("environ", "port"), [({"PORT": "9000"}, "9000"), ({}, "8080")])
-def test_make_serve_listens_on_the_port_in_the_environment(
-    environ: dict[str, str], port: str
-) -> None:
-    recipe = re.search(r"^serve:.*\n\t@\S+ (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert recipe
-    command = ["sh", "-c", f"echo {recipe[1].replace('$$', '$')}"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
-    assert done.stdout == f"-m handler serve --port {port}\n"
-
-
 def _tests(*names: str) -> str:
     return "\n".join((ROOT / name).read_text() for name in names)
 
