@@ -1,4 +1,4 @@
-"""`Invoke`: deadline, timings and log fields of one invoke."""
+"""`Invoke`: deadline, timings and log fields of one invocation."""
 
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ HTTP_MARGIN_S = 0.75
 
 
 class Invoke:
-    """Deadline, timings and log fields of one invoke."""
+    """Deadline, timings and log fields of one invocation."""
 
     def __init__(self, function: "Function", context: Any) -> None:
         self.context = context

@@ -1,7 +1,7 @@
 """Timings, the report in replies, and JSON log lines with metrics on stderr.
 
 Lambda sends the lines to CloudWatch Logs. Lines never contain prompts, generated text or
-credentials, only lengths, counts, ids and types. The line of an invoke carries its metrics in
+credentials, only lengths, counts, ids and types. The line of an invocation carries its metrics in
 CloudWatch's embedded metric format (Amazon CloudWatch User Guide, "Specification: Embedded metric
 format"), which needs no client.
 """
@@ -34,7 +34,7 @@ MAX_ERRORS = 20  # log lines about messages of one batch
 
 
 class Timings:
-    """Durations of the phases of one invoke; 0 for phases that did not happen."""
+    """Durations of the phases of one invocation; 0 for phases that did not happen."""
 
     def __init__(self) -> None:
         self._ms = dict.fromkeys(PHASES, 0.0)
@@ -66,7 +66,7 @@ class Timings:
             self._earlier += ms
 
     def finished(self) -> dict[str, float]:
-        """All phases, rounded to 0.1 ms; `total` is this invoke and the init phase."""
+        """All phases, rounded to 0.1 ms; `total` is this invocation and the init phase."""
         total = self._earlier + 1000 * (perf_counter() - self._begin)
         return {phase: round(ms, 1) for phase, ms in (self._ms | {"total": total}).items()}
 
@@ -86,7 +86,7 @@ def seconds_since_process_start() -> float:
 
 
 class Report(NamedTuple):
-    """Information about the invoke in every reply."""
+    """Information about the invocation in every reply."""
 
     timings_ms: Mapping[str, float]
     cold_start: bool
@@ -105,7 +105,7 @@ class Report(NamedTuple):
 
 
 class Counts:
-    """Totals of an invoke, for the log line and the metrics."""
+    """Totals of an invocation, for the log line and the metrics."""
 
     def __init__(self) -> None:
         self.requests = self.errors = self.prompt_tokens = self.completion_tokens = 0
@@ -123,7 +123,7 @@ class Counts:
 def log_invoke(
     source: str, counts: Counts, error: BaseException | None, report: Report, context: Any
 ) -> None:
-    """Write the line of an invoke.
+    """Write the line of an invocation.
 
     Unauthorized and cancelled requests are no errors: otherwise anyone with the URL could fire the
     alarms that divide `Errors` by `Requests`, and roll back a deployment.
@@ -139,7 +139,7 @@ def log_invoke(
         "timings_ms": report.timings_ms,
         "FunctionName": getattr(context, "function_name", None) or "local",
         "Source": source,
-        # A failed invoke counts as a request: alarms divide errors by requests.
+        # A failed invocation counts as a request: alarms divide errors by requests.
         "Requests": max(counts.requests, failed),
         "Errors": max(counts.errors, failed),
         "PromptTokens": counts.prompt_tokens,

@@ -250,7 +250,7 @@ def _trailer(error: Exception) -> bytes:
 
 
 def _accepted(status: int) -> None:
-    # 4xx: there was already a reply, the invoke has timed out, or the reply is too large. The
+    # 4xx: there was already a reply, the invocation has timed out, or the reply is too large. The
     # service has reported this to the caller, and the runtime can continue with the next event.
     if status >= 500:
         raise RuntimeApiError(f"the Runtime API returned status {status} for a reply")

@@ -1,4 +1,4 @@
-"""Concurrent invokes in one process: Lambda Managed Instances.
+"""Concurrent invocations in one process: Lambda Managed Instances.
 
 `AWS_LAMBDA_MAX_CONCURRENCY` threads poll `/next`, each with its own connection. AWS's Python client
 forks a process for each; here the threads share one engine and its passes over the weights. Source:

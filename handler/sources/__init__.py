@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from handler.sources.source import Source
 
 SUPPORTED = (
-    "direct invokes, API Gateway (REST, HTTP), Function URLs, ALB, EventBridge schedules, SQS,"
+    "direct invocations, API Gateway (REST, HTTP), Function URLs, ALB, EventBridge schedules, SQS,"
     " S3 ObjectCreated events (also from EventBridge), and Distributed Map batches"
 )
 # A key of the event, and the module that may recognize the event. The first match wins; other

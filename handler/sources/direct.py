@@ -1,4 +1,4 @@
-"""Direct invokes: a request without an envelope, or one of `jobs.ACTIONS`."""
+"""Direct invocations: a request without an envelope, or one of `jobs.ACTIONS`."""
 
 from typing import TYPE_CHECKING, Any
 
