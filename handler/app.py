@@ -1,8 +1,8 @@
 """`lambda_handler`: processes one event and returns the reply.
 
 The source of the event parses it to a job; `Function` runs the job; the source renders the reply.
-Importing this module does not load NumPy or a tokenizer: the first invocation does, or the import with
-GPT2_PRELOAD=init.
+Importing this module does not load NumPy or a tokenizer: the first invocation does, or the import
+with GPT2_PRELOAD=init.
 """
 
 from time import perf_counter
@@ -71,7 +71,7 @@ class Function:
         self.log_error: Callable[[BaseException, Any], None] = telemetry.log_error
         self.log_invoke: Callable[..., None] = telemetry.log_invoke
         self.last_report: Report | None = None
-        """The report of the latest invocation; not every dialect has a place for it in the reply."""
+        """The report of the latest invocation; not every dialect has a place for it."""
 
     def invoke(self, event: Any, context: Any = None) -> Any:
         """Process one event, write its log line and return the reply.
@@ -310,7 +310,10 @@ def _start(environ: MutableMapping[str, str]) -> Function:
 
 
 def _preload(function: Function, timings: Timings, initialization_type: str | None) -> None:
-    """Open the model in the init phase. On demand, a failure is logged and the next invocation retries."""
+    """Open the model in the init phase.
+
+    On demand, a failure is logged and the next invocation retries.
+    """
     try:
         function.model.open(timings)
     except Exception as error:
