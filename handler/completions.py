@@ -19,6 +19,7 @@ class Completion(NamedTuple):
     ids: list[int]
     prompt_tokens: int
     finish_reason: str
+    """`length`, `stop`, `eos` or `deadline`, see `gpt2core.generation.FinishReason`."""
     seed: int | None = None
     """The seed of sampling; None for greedy decoding."""
     tokens: "tuple[ScoredToken, ...]" = ()

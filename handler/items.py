@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gpt2core.errors import GPT2Error
 from handler.dialects import parse_request
 from handler.dialects.native import error_of, text_of
-from handler.dialects.request import EXAMPLE, Request, check_echo, parse_json, short_repr
+from handler.dialects.request import EXAMPLE, Request, check_id, parse_json, short_repr
 from handler.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Record(NamedTuple):
 
 
 def parse_item(fields: Any, defaults: Mapping[str, Any] | None = None) -> Item:
-    """Parse one request in any dialect, with an optional `id` or `custom_id`."""
+    """Parse one request in a dialect that its fields identify; it may have `id` or `custom_id`."""
     name = None
     try:
         if not isinstance(fields, dict):
@@ -56,7 +56,7 @@ def parse_item(fields: Any, defaults: Mapping[str, Any] | None = None) -> Item:
         if len(given) > 1:
             raise BadRequest("send either id or custom_id, not both", param="custom_id")
         for value in given:
-            check_echo(value)
+            check_id(value)
             name = value
         wanted = {**(defaults or {}), **fields}
         request = parse_request({k: v for k, v in wanted.items() if k not in _IDS})

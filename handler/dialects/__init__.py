@@ -1,7 +1,8 @@
-"""Formats of requests and replies: one module for each dialect.
+"""Dialects: API formats, that is, formats of requests and replies. One module for each.
 
-To add a dialect, write a module here with a `DIALECT` that implements `request.Dialect`, and add
-its name to `NAMES`. The first dialect that recognizes the fields of a request parses it.
+To add a dialect, write a module here with a `DIALECT`, an instance of a subclass of
+`request.Dialect`, and add its name to `NAMES`. The first dialect that recognizes the fields of a
+request parses it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,7 @@ def dialect_of(fields: Mapping[str, Any], path: str | None = None) -> "Dialect |
 
 
 def parse_request(fields: Mapping[str, Any]) -> "Request":
-    """Parse a request without a path, in any dialect.
+    """Parse a request without a path, in a dialect that its fields identify.
 
     Raises:
         BadRequest, LimitExceeded: see `Dialect.parse`.

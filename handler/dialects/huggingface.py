@@ -42,6 +42,7 @@ class HuggingFace(Dialect):
     """See `Dialect`."""
 
     routes: Mapping[str, tuple[str, ...]] = {"/": ("POST",), "/generate": ("POST",)}
+    text_fields = ("inputs",)
 
     def recognizes(self, fields: Mapping[str, Any]) -> bool:
         """Whether there is a field `inputs`."""
@@ -49,7 +50,7 @@ class HuggingFace(Dialect):
 
     def from_form(self, form: Mapping[str, list[str]]) -> dict[str, Any]:
         """All fields of a form except `inputs` are parameters."""
-        parameters = shared.typed_form(form)
+        parameters = super().from_form(form)
         return {"inputs": parameters.pop("inputs"), "parameters": parameters}
 
     def parse(self, fields: Mapping[str, Any]) -> Request:
@@ -61,18 +62,21 @@ class HuggingFace(Dialect):
             )
         parameters = _parameters(fields)
         prompts, is_list = shared.prompts_of(fields["inputs"], "inputs")
-        stream = shared.streams_one(fields, is_list, "inputs")
+        stream = shared.stream_flag(fields, is_list, "inputs")
+        sampling, has_seed = _sampling(parameters)
         return Request(
-            self,
-            prompts,
-            is_list,
-            shared.count(parameters.get("max_new_tokens"), "parameters.max_new_tokens"),
-            shared.stops_of(parameters.get("stop"), "parameters.stop"),
-            _flag(parameters, "return_full_text", True),
-            _flag(parameters, "details", False),
+            dialect=self,
+            prompts=prompts,
+            is_list=is_list,
+            max_new_tokens=shared.checked_count(
+                parameters.get("max_new_tokens"), "parameters.max_new_tokens"
+            ),
+            stop=shared.stops_of(parameters.get("stop"), "parameters.stop"),
+            return_full_text=_flag(parameters, "return_full_text", True),
+            details=_flag(parameters, "details", False),
             allow_special=_flag(parameters, "allow_special", True),
-            sampling=_sampling(parameters),
-            has_seed=parameters.get("seed") is not None,
+            sampling=sampling,
+            has_seed=has_seed,
             logprobs=0 if stream else None,  # every event has the logprob of its token
             stream=stream,
         )
@@ -120,16 +124,32 @@ class HuggingFace(Dialect):
                 yield event
 
     def error_event(self, error: GPT2Error) -> dict[str, Any]:
-        """A flat object, as in text-generation-inference."""
+        """A flat object, as in text-generation-inference, whose client reads `error_type`."""
         return {"error": error.message, "error_type": _error_type(error)}
 
     def texts(self, reply: list[dict[str, Any]]) -> list[str]:
         """See `Dialect`."""
         return [item["generated_text"] for item in reply]
 
-    def render_error(self, error: GPT2Error) -> tuple[int, Any]:
-        """As in a stream: Hugging Face's client chooses its exception by `error_type`."""
-        return status_of(error), self.error_event(error)
+    def describe(self) -> dict[str, Any]:
+        """See `Dialect`."""
+        from handler.dialects import schemas as s
+
+        parameters = {
+            "max_new_tokens": s.COUNT, "stop": s.STOP, "return_full_text": s.FLAG,
+            "details": s.FLAG, "allow_special": s.FLAG, "do_sample": s.FLAG,
+            **s.sampling(), **{name: {"enum": [*values]} for name, values in NEUTRAL.items()},
+        }  # fmt: skip
+        fields = {"inputs": s.TEXTS, "parameters": s.request(parameters), "stream": s.FLAG,
+                  "options": s.OBJECT}  # fmt: skip
+        item = s.object_of(generated_text=s.TEXT)
+        item["properties"]["details"] = s.OBJECT
+        kinds = ["validation", "overloaded", "generation"]
+        return {
+            "request": s.request(fields, "inputs"),
+            "reply": {"type": "array", "items": item},
+            "error": s.object_of(error=s.TEXT, error_type={"enum": kinds}),
+        }
 
 
 def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,25 +180,25 @@ def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
-    return shared.flag(parameters.get(name), f"parameters.{name}", default)
+    return shared.checked_flag(parameters.get(name), f"parameters.{name}", default)
 
 
-def _sampling(parameters: Mapping[str, Any]) -> "Sampling | None":
-    """The sampling parameters; the default temperature is 1 if another field enables sampling."""
+def _sampling(parameters: Mapping[str, Any]) -> "tuple[Sampling | None, bool]":
+    """`sampling_of`; the default temperature is 1 if another field enables sampling."""
     do_sample = _flag(parameters, "do_sample", False)
-    sampling = shared.sampling_of(parameters, "parameters.")
+    sampling, has_seed = shared.sampling_of(parameters, "parameters.")
     if sampling is None:
         if not do_sample:
-            return None
+            return None, False
         from gpt2core.sampling import Sampling
 
         sampling = Sampling()
+    samples = do_sample or sampling.top_k or sampling.top_p < 1
     if parameters.get("temperature") is None:
-        draws = do_sample or sampling.top_k or sampling.top_p < 1
-        return sampling._replace(temperature=1.0 if draws else 0.0)
-    if sampling.temperature == 1 and not (do_sample or sampling.top_k or sampling.top_p < 1):
-        return sampling._replace(temperature=0.0)
-    return sampling
+        sampling = sampling._replace(temperature=1.0 if samples else 0.0)
+    elif sampling.temperature == 1 and not samples:
+        sampling = sampling._replace(temperature=0.0)
+    return sampling, has_seed
 
 
 def _error_type(error: GPT2Error) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2core.errors import GPT2Error
 from handler.dialects import request as shared
 from handler.dialects.request import Dialect, Request
-from handler.errors import BadRequest, status_of
+from handler.errors import BadRequest
 
 if TYPE_CHECKING:
     from handler.completions import Completion, Piece
@@ -26,14 +26,11 @@ class Native(Dialect):
     """See `Dialect`."""
 
     routes: Mapping[str, tuple[str, ...]] = {"/": ("POST",), "/generate": ("POST",)}
+    text_fields = ("prompt", "id")
 
     def recognizes(self, fields: Mapping[str, Any]) -> bool:
         """Whether there is a field `prompt`."""
         return "prompt" in fields
-
-    def from_form(self, form: Mapping[str, list[str]]) -> dict[str, Any]:
-        """The fields of a form are those of a request."""
-        return shared.typed_form(form)
 
     def parse(self, fields: Mapping[str, Any]) -> Request:
         """See `Dialect`."""
@@ -45,25 +42,24 @@ class Native(Dialect):
         prompts, is_list = shared.prompts_of(fields["prompt"], "prompt")
         has_id = fields.get("id") is not None
         if has_id:
-            shared.check_echo(fields["id"])
+            shared.check_id(fields["id"])
+        sampling, has_seed = shared.sampling_of(fields)
         return Request(
-            self,
-            prompts,
-            is_list,
-            shared.count(fields.get("max_new_tokens"), "max_new_tokens"),
-            shared.stops_of(fields.get("stop"), "stop"),
-            shared.flag(fields.get("return_full_text"), "return_full_text", False),
+            dialect=self,
+            prompts=prompts,
+            is_list=is_list,
+            max_new_tokens=shared.checked_count(fields.get("max_new_tokens"), "max_new_tokens"),
+            stop=shared.stops_of(fields.get("stop"), "stop"),
+            return_full_text=shared.checked_flag(
+                fields.get("return_full_text"), "return_full_text", False
+            ),
             has_id=has_id,
             id=fields.get("id"),
-            allow_special=shared.flag(fields.get("allow_special"), "allow_special", True),
-            sampling=shared.sampling_of(fields),
-            has_seed=fields.get("seed") is not None,
-            stream=shared.streams_one(fields, is_list, "prompt"),
+            allow_special=shared.checked_flag(fields.get("allow_special"), "allow_special", True),
+            sampling=sampling,
+            has_seed=has_seed,
+            stream=shared.stream_flag(fields, is_list, "prompt"),
         )
-
-    def param(self, name: str) -> str:
-        """Fields have the names in `Request`."""
-        return name
 
     def render(
         self, request: Request, completions: "Sequence[Completion]", report: "Report"
@@ -92,9 +88,32 @@ class Native(Dialect):
         """See `Dialect`."""
         return [item["generated_text"] for item in reply.get("generations", [reply])]
 
-    def render_error(self, error: GPT2Error) -> tuple[int, Any]:
+    def describe(self) -> dict[str, Any]:
         """See `Dialect`."""
-        return status_of(error), error_of(error)
+        from handler.dialects import schemas as s
+
+        item = {
+            "generated_text": s.TEXT,
+            "finish_reason": {"enum": ["length", "stop", "eos", "deadline"]},
+            "usage": s.object_of(prompt_tokens=s.COUNT, completion_tokens=s.COUNT),
+        }
+        items = {"type": "array", "items": s.object_of(**item)}
+        fields = {
+            "prompt": s.TEXTS, "max_new_tokens": s.COUNT, "stop": s.STOP,
+            "return_full_text": s.FLAG, "stream": s.FLAG, "allow_special": s.FLAG, "id": {},
+        }  # fmt: skip
+        return {
+            "request": s.request(fields | s.sampling(), "prompt"),
+            "reply": {
+                "anyOf": [
+                    s.object_of(**item, **s.REPORT),
+                    s.object_of(generations=items, **s.REPORT),
+                ]
+            },
+            "error": s.object_of(
+                error=s.object_of(type=s.TEXT, message=s.TEXT, param=s.or_null(s.TEXT))
+            ),
+        }
 
 
 def text_of(request: Request, completions: "Sequence[Completion]") -> dict[str, Any]:

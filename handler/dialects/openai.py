@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
 DEFAULT_NEW_TOKENS = 16
+MAX_LOGPROBS = 5
 FIELDS = (
     "model", "prompt", "max_tokens", "stop", "echo", "logprobs", "n", "best_of", "stream",
     "stream_options", "user", "allow_special", *shared.SAMPLING,
@@ -41,21 +42,14 @@ _FINISH_REASONS = {"eos": "stop", "deadline": "length"}
 
 
 class OpenAI(Dialect):
-    """See `Dialect`."""
+    """See `Dialect`. Its fields are also those of the native dialect: only the path selects it."""
 
     routes: Mapping[str, tuple[str, ...]] = {
         COMPLETIONS: ("POST",),
         MODELS: ("GET",),
         f"{MODELS}/": ("GET",),
     }
-
-    def recognizes(self, fields: Mapping[str, Any]) -> bool:  # noqa: ARG002
-        """Always false: its fields are those of the native dialect, so only the path decides."""
-        return False
-
-    def from_form(self, form: Mapping[str, list[str]]) -> dict[str, Any]:
-        """The fields of a form are those of a request."""
-        return shared.typed_form(form)
+    text_fields = ("prompt", "model", "user")
 
     def read(self, path: str) -> "Job":
         """The job for a GET request: list the models, or look up one."""
@@ -66,64 +60,43 @@ class OpenAI(Dialect):
     def parse(self, fields: Mapping[str, Any]) -> Request:
         """See `Dialect`."""
         if "prompt" not in fields or fields["prompt"] is None:
-            raise BadRequest(
-                'prompt is missing: send {"prompt": "Once upon a time"}', param="prompt"
-            )
+            raise BadRequest(f"prompt is missing: send {shared.EXAMPLE}", param="prompt")
         if fields.get("suffix") is not None:
             raise BadRequest("suffix is not supported: GPT-2 cannot insert text", param="suffix")
         shared.check_known({k: v for k, v in fields.items() if k != "suffix"}, FIELDS)
-        stream = shared.flag(fields.get("stream"), "stream", False)
-        prompts, is_list = _prompts(fields["prompt"])
-        n = _integer(fields, "n", 1, shared.MAX_PROMPTS) or 1
-        best_of = _integer(fields, "best_of", 1, shared.MAX_PROMPTS)
-        if best_of not in (None, n):
-            raise BadRequest(
-                f"best_of is {best_of} and n is {n}: they must be equal, because all choices are"
-                " returned",
-                param="best_of",
-            )
-        if len(prompts) * n > shared.MAX_PROMPTS:
-            raise LimitExceeded(
-                f"{len(prompts)} prompts with n = {n} exceed the limit of {shared.MAX_PROMPTS}"
-                " choices",
-                param="n",
-            )
         for name, kind, what in (("user", str, "a string"), ("model", str, "a string"),
                                  ("stream_options", dict, "an object")):  # fmt: skip
             if not isinstance(fields.get(name), kind | None):
                 raise BadRequest(
                     f"{name} is {shared.short_repr(fields[name])}, not {what}", param=name
                 )
-        options = fields.get("stream_options") or {}
-        if options and not stream:
-            raise BadRequest("stream_options requires stream: true", param="stream_options")
-        shared.check_known(options, ("include_usage",), "stream_options.")
-        echo = shared.flag(fields.get("echo"), "echo", False)
-        logprobs = _integer(fields, "logprobs", 0, 5)
+        prompts, is_list = _prompts(fields["prompt"])
+        stream, include_usage = _stream(fields)
+        sampling, has_seed = shared.sampling_of(fields)
+        echo = shared.checked_flag(fields.get("echo"), "echo", False)
+        logprobs = _integer(fields, "logprobs", 0, MAX_LOGPROBS)
         return Request(
-            self,
-            prompts,
-            is_list,
-            shared.count(fields.get("max_tokens"), "max_tokens"),
-            shared.stops_of(fields.get("stop"), "stop"),
-            echo,
-            allow_special=shared.flag(fields.get("allow_special"), "allow_special", True),
+            dialect=self,
+            prompts=prompts,
+            is_list=is_list,
+            max_new_tokens=shared.checked_count(fields.get("max_tokens"), "max_tokens"),
+            stop=shared.stops_of(fields.get("stop"), "stop"),
+            return_full_text=echo,
+            allow_special=shared.checked_flag(fields.get("allow_special"), "allow_special", True),
             default_new_tokens=DEFAULT_NEW_TOKENS,
-            sampling=shared.sampling_of(fields),
-            has_seed=fields.get("seed") is not None,
-            n=n,
+            sampling=sampling,
+            has_seed=has_seed,
+            n=_n(fields, len(prompts)),
             logprobs=logprobs,
             has_prompt_logprobs=echo and logprobs is not None,
             model=fields.get("model"),
             stream=stream,
-            include_usage=shared.flag(
-                options.get("include_usage"), "stream_options.include_usage", False
-            ),
+            include_usage=include_usage,
         )
 
     def param(self, name: str) -> str:
-        """OpenAI's name of a field."""
-        return {"max_new_tokens": "max_tokens", "return_full_text": "echo"}.get(name, name)
+        """`max_tokens` for `max_new_tokens`."""
+        return "max_tokens" if name == "max_new_tokens" else name
 
     def render(
         self, request: Request, completions: "Sequence[Completion]", report: "Report"
@@ -190,6 +163,56 @@ class OpenAI(Dialect):
         fields = {"message": error.message, "type": kind, "param": error.param, "code": code}
         return status, {"error": fields}
 
+    def describe(self) -> dict[str, Any]:
+        """See `Dialect`."""
+        from handler.dialects import schemas as s
+
+        ids = s.list_of(s.COUNT, 2**31)
+        choices = {"type": "integer", "minimum": 1, "maximum": shared.MAX_PROMPTS}
+        fields = {
+            "model": s.TEXT,
+            "prompt": {"anyOf": [*s.TEXTS["anyOf"], ids, s.list_of(ids)]},
+            "max_tokens": s.COUNT | {"default": DEFAULT_NEW_TOKENS},
+            "stop": s.STOP,
+            "echo": s.FLAG,
+            "logprobs": {"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS},
+            "n": choices,
+            "best_of": choices | {"description": "Must be equal to n."},
+            "stream": s.FLAG,
+            "stream_options": s.request({"include_usage": s.FLAG}),
+            "user": s.TEXT,
+            "allow_special": s.FLAG,
+        }
+        choice = s.object_of(
+            text=s.TEXT,
+            index=s.COUNT,
+            logprobs=s.or_null(s.OBJECT),
+            finish_reason={"enum": ["length", "stop"]},
+        )
+        usage = s.object_of(prompt_tokens=s.COUNT, completion_tokens=s.COUNT, total_tokens=s.COUNT)
+        model = s.object_of(id=s.TEXT, object={"const": "model"}, created=s.COUNT, owned_by=s.TEXT)
+        models = s.object_of(object={"const": "list"}, data={"type": "array", "items": model})
+        error = s.object_of(
+            message=s.TEXT, type=s.TEXT, param=s.or_null(s.TEXT), code=s.or_null(s.TEXT)
+        )
+        return {
+            "summary": "Continue prompts (OpenAI completions)",
+            "request": s.request(fields | s.sampling(), "prompt"),
+            "reply": s.object_of(
+                id=s.TEXT,
+                object={"const": "text_completion"},
+                created=s.COUNT,
+                model=s.TEXT,
+                choices={"type": "array", "items": choice},
+                usage=usage,
+            ),
+            "error": s.object_of(error=error),
+            "reads": {
+                MODELS: ("List the models, without opening them", models),
+                f"{MODELS}/": ("Look up a model", model),
+            },
+        }
+
 
 def model_id(name: str) -> str:
     """The model id for clients; `owner/name` for a model from the Hub."""
@@ -231,9 +254,47 @@ def _prompts(value: Any) -> tuple[tuple[str | tuple[int, ...], ...], bool]:
 
 
 def _ids(value: Any, param: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or not value or not all(type(i) is int for i in value):
-        raise BadRequest(f"{param} must be a non-empty list of token ids", param=param)
+    if not isinstance(value, list):
+        raise BadRequest(
+            f"{param} is {shared.short_repr(value)}, not a list of token ids", param=param
+        )
+    if not value:
+        raise BadRequest(f"{param} is an empty list: send at least one token id", param=param)
+    for i, token in enumerate(value):
+        if type(token) is not int:
+            raise BadRequest(
+                f"{param}[{i}] is {shared.short_repr(token)}, not a token id", param=param
+            )
     return tuple(value)
+
+
+def _stream(fields: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether to stream, and whether the last event has the token counts."""
+    stream = shared.checked_flag(fields.get("stream"), "stream", False)
+    options = fields.get("stream_options") or {}
+    if options and not stream:
+        raise BadRequest("stream_options requires stream: true", param="stream_options")
+    shared.check_known(options, ("include_usage",), "stream_options.")
+    name = "stream_options.include_usage"
+    return stream, shared.checked_flag(options.get("include_usage"), name, False)
+
+
+def _n(fields: Mapping[str, Any], prompts: int) -> int:
+    """Number of choices for each of the prompts."""
+    n = _integer(fields, "n", 1, shared.MAX_PROMPTS) or 1
+    best_of = _integer(fields, "best_of", 1, shared.MAX_PROMPTS)
+    if best_of not in (None, n):
+        raise BadRequest(
+            f"best_of is {best_of} and n is {n}: they must be equal, because all choices are"
+            " returned",
+            param="best_of",
+        )
+    if prompts * n > shared.MAX_PROMPTS:
+        raise LimitExceeded(
+            f"{prompts} prompts with n = {n} exceed the limit of {shared.MAX_PROMPTS} choices",
+            param="n",
+        )
+    return n
 
 
 def _integer(fields: Mapping[str, Any], name: str, minimum: int, maximum: int) -> int | None:

@@ -20,5 +20,12 @@ class Chat(OpenAI):
             f" Send the text as prompt to {COMPLETIONS}"
         )
 
+    def describe(self) -> dict[str, Any]:
+        """See `Dialect`."""
+        return {
+            "summary": "Not supported: GPT-2 continues text and has no chat template",
+            "error": super().describe()["error"],
+        }
+
 
 DIALECT = Chat()

@@ -1,13 +1,13 @@
-"""Shared by all dialects: `Request`, the interface `Dialect`, and the validation of fields. Pure.
+"""Shared by all dialects: `Request`, the base class `Dialect`, and the validation of fields. Pure.
 
 Unknown fields are errors that name the field. A field that is null counts as missing.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from handler.errors import BadRequest, LimitExceeded
+from handler.errors import BadRequest, LimitExceeded, status_of
 
 if TYPE_CHECKING:
     from gpt2core.errors import GPT2Error
@@ -20,7 +20,7 @@ DEFAULT_NEW_TOKENS = 20
 MAX_PROMPTS = 128
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 256  # matching takes time proportional to number times length, for each token
-EXAMPLE = '{"prompt": "Once upon a time", "max_new_tokens": 20}'
+EXAMPLE = '{"prompt": "Once upon a time"}'  # valid on every route
 
 MAX_BIASES = 1024
 # Sampling fields. A dialect with other names passes them to `sampling_of`.
@@ -28,10 +28,6 @@ SAMPLING = (
     "temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size",
     "presence_penalty", "frequency_penalty", "logit_bias", "seed",
 )  # fmt: skip
-
-_FLAGS = ("return_full_text", "stream", "details", "do_sample", "allow_special", "echo")
-_NUMBERS = ("max_new_tokens", "max_tokens", "n", "best_of", "logprobs", *SAMPLING)
-_LISTS = ("stop",)
 
 
 class EventStream:
@@ -60,8 +56,8 @@ class EventStream:
         return f"data: {data}\n\n"
 
 
-class Dialect(Protocol):
-    """A format of requests and replies."""
+class Dialect:
+    """An API format. The defaults are for fields that are named like those of `Request`."""
 
     routes: Mapping[str, tuple[str, ...]]
     """Paths with their methods; `/a/` stands for all paths below it."""
@@ -69,12 +65,32 @@ class Dialect(Protocol):
     """False if every request is an error; the list of routes in a 404 reply leaves it out."""
     stream_class: type[EventStream] = EventStream
     """How the events of a stream are sent. The default is server-sent events."""
+    text_fields: tuple[str, ...] = ("prompt",)
+    """Fields of a form that remain strings; other values become numbers and booleans."""
+    list_fields: tuple[str, ...] = ("stop",)
+    """Fields of a form that may occur more than once; they become lists of strings."""
 
-    def recognizes(self, fields: Mapping[str, Any]) -> bool:
-        """Whether these are fields of a request in this dialect."""
+    def recognizes(self, fields: Mapping[str, Any]) -> bool:  # noqa: ARG002
+        """Whether these fields identify the dialect. By default, only the path does."""
+        return False
 
     def from_form(self, form: Mapping[str, list[str]]) -> dict[str, Any]:
-        """Convert the fields of a form to those of a JSON request."""
+        """Convert the fields of a form to those of a JSON request.
+
+        Raises:
+            BadRequest: a field that is not in `list_fields` occurs more than once.
+        """
+        fields: dict[str, Any] = {}
+        for name, values in form.items():
+            if name in self.list_fields:
+                fields[name] = values
+                continue
+            if len(values) > 1:
+                raise BadRequest(
+                    f"{short_repr(name)} occurs {len(values)} times", param=param_of(name)
+                )
+            fields[name] = values[0] if name in self.text_fields else _form_value(values[0])
+        return fields
 
     def read(self, path: str) -> "Job":
         """The job of a GET request, for a dialect that has `GET` in its `routes`."""
@@ -87,17 +103,20 @@ class Dialect(Protocol):
             BadRequest: a field is missing, unknown or has the wrong type; `param` names it.
             LimitExceeded: there are too many prompts or stop strings.
         """
+        raise NotImplementedError
 
     def param(self, name: str) -> str:
         """The format's name of a field of `Request`, with its path, for errors of generation.
 
         It is called for `prompt`, `max_new_tokens` and `logit_bias`.
         """
+        return name
 
     def render(
         self, request: "Request", completions: "Sequence[Completion]", report: "Report"
     ) -> Any:
         """The reply to a request, as JSON values."""
+        raise NotImplementedError
 
     def events(
         self, request: "Request", pieces: "Iterator[Piece]", report: "Callable[[], Report]"
@@ -105,18 +124,31 @@ class Dialect(Protocol):
         """The events of a streamed reply, which `stream_class` sends.
 
         A string becomes the data of an event as it is (OpenAI's `[DONE]`); other JSON values are
-        serialized. There is no event before the first piece. `report` returns the report up to the
-        call.
+        serialized. Yield nothing before the first piece: an error until then is a reply with its
+        own status. `report` returns the report up to the call.
         """
+        raise NotImplementedError
 
     def error_event(self, error: "GPT2Error") -> Any:
         """The last event of a stream that fails after its first event."""
-
-    def texts(self, reply: Any) -> list[str]:
-        """The generated texts of a reply, for `python -m handler invoke --text`."""
+        raise NotImplementedError
 
     def render_error(self, error: "GPT2Error") -> tuple[int, Any]:
         """The HTTP status and the reply for an error."""
+        return status_of(error), self.error_event(error)
+
+    def texts(self, reply: Any) -> list[str]:
+        """The generated texts of a reply, for `python -m handler invoke --text`."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """The part of `GET /openapi.json` for this dialect; all keys are optional.
+
+        `summary` says what it does. `request`, `reply` and `error` are JSON schemas
+        (`handler.dialects.schemas`). `reads` maps each `GET` route to its summary and the schema
+        of its reply.
+        """
+        return {}
 
 
 class Request(NamedTuple):
@@ -141,7 +173,7 @@ class Request(NamedTuple):
     sampling: "Sampling | None" = None
     """How tokens are chosen; None for greedy decoding."""
     has_seed: bool = False
-    """Whether the caller set the seed; otherwise `handler.generation` chooses one."""
+    """Whether the caller set the seed (`sampling_of`); otherwise one is chosen."""
     n: int = 1
     """Number of continuations of each prompt."""
     logprobs: int | None = None
@@ -184,7 +216,10 @@ def parse_json(text: str, what: str, param: str | None = None) -> Any:
     except RecursionError:
         raise BadRequest(f"{what} is nested too deeply", param=param) from None
     except ValueError as error:
-        where = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
+        where = ""
+        if isinstance(error, json.JSONDecodeError):
+            is_quote = text[error.pos : error.pos + 1] == "'"
+            where = f": {error}{': use double quotes, not single ones' if is_quote else ''}"
         raise BadRequest(f"{what} is not JSON{where}", param=param) from None
 
 
@@ -192,44 +227,23 @@ def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def typed_form(form: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Convert the values of a form to their types in JSON.
-
-    Raises:
-        BadRequest: a field other than `stop` occurs more than once.
-    """
-    fields: dict[str, Any] = {}
-    for name, values in form.items():
-        if name in _LISTS:
-            fields[name] = values
-            continue
-        if len(values) > 1:
-            raise BadRequest(f"{short_repr(name)} occurs {len(values)} times", param=param_of(name))
-        (value,) = values
-        if name in _NUMBERS and value.isascii() and 0 < len(value) < 21:
-            fields[name] = _number(value)
-        elif name in _FLAGS and value in ("true", "false"):
-            fields[name] = value == "true"
-        else:
-            fields[name] = value
-    return fields
-
-
-def _number(text: str) -> int | float | str:
-    """The JSON number in a text, or the text itself if it is not a number."""
+def _form_value(text: str) -> bool | int | float | str:
+    """The JSON number or boolean in a text, or the text itself."""
+    if not text.isascii() or len(text) > 20:
+        return text
     try:
         value = json.loads(text, parse_constant=_reject_constant)
     except ValueError:
         return text
-    return value if type(value) in (int, float) else text
+    return value if type(value) in (bool, int, float) else text
 
 
 def sampling_of(
     fields: Mapping[str, Any],
     prefix: str = "",
     names: Mapping[str, str] = {},
-) -> "Sampling | None":
-    """The sampling parameters of a request; None if it has none.
+) -> "tuple[Sampling | None, bool]":
+    """The sampling parameters of a request, None if it has none; and whether it has a seed.
 
     `prefix` is the path of `fields` in the request (`parameters.`), for errors. `names` maps those
     in `SAMPLING` to the names of the format, where they differ.
@@ -241,7 +255,7 @@ def sampling_of(
     sent = {name: fields.get(names.get(name, name)) for name in SAMPLING}
     given = {name: value for name, value in sent.items() if value is not None}
     if not given:
-        return None
+        return None, False
     from gpt2core.errors import InvalidArgument
     from gpt2core.sampling import checked_sampling
 
@@ -250,7 +264,7 @@ def sampling_of(
             given["logit_bias"], prefix + names.get("logit_bias", "logit_bias")
         )
     try:
-        return checked_sampling(given)
+        return checked_sampling(given), "seed" in given
     except InvalidArgument as error:
         name = error.param or ""  # the message starts with it
         param = prefix + names.get(name, name)
@@ -270,9 +284,12 @@ def _biases(biases: Mapping[str, Any], param: str) -> dict[int, Any]:
 
 
 def check_known(fields: Mapping[str, Any], known: Sequence[str], prefix: str = "") -> None:
-    """Raise `BadRequest` for the first field that is not in `known`.
+    """Check that all fields are in `known`.
 
     `prefix` is the path of `fields` in the request, for errors: `parameters.`, for example.
+
+    Raises:
+        BadRequest: a field is unknown.
     """
     of = f" of {prefix[:-1]}" if prefix else ""
     for name in fields:
@@ -284,7 +301,7 @@ def check_known(fields: Mapping[str, Any], known: Sequence[str], prefix: str = "
             )
 
 
-def streams_one(
+def stream_flag(
     fields: Mapping[str, Any], is_list: bool, param: str, default: bool = False
 ) -> bool:
     """The field `stream`. It requires a single prompt, because events have no prompt index.
@@ -294,7 +311,7 @@ def streams_one(
     Raises:
         BadRequest: it is not a boolean, or the prompts were sent as a list.
     """
-    stream = flag(fields.get("stream"), "stream", default)
+    stream = checked_flag(fields.get("stream"), "stream", default)
     if stream and is_list:
         raise BadRequest(
             f"stream requires a single prompt: send {param} as a string, or set stream to false",
@@ -304,7 +321,12 @@ def streams_one(
 
 
 def prompts_of(value: Any, param: str) -> tuple[tuple[str, ...], bool]:
-    """The prompts, and whether they were sent as a list."""
+    """The prompts, and whether they were sent as a list.
+
+    Raises:
+        BadRequest: it is neither a string nor a list of strings, or the list is empty.
+        LimitExceeded: there are too many prompts.
+    """
     prompts = value if isinstance(value, list) else [value]
     if not prompts:
         raise BadRequest(f"{param} is an empty list: send at least one prompt", param=param)
@@ -315,13 +337,21 @@ def prompts_of(value: Any, param: str) -> tuple[tuple[str, ...], bool]:
         )
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
-            where = f"{param}[{i}]" if isinstance(value, list) else param
-            raise BadRequest(f"{where} is {short_repr(prompt)}, not a string", param=where)
+            where, accepted = (
+                (f"{param}[{i}]", "a string")
+                if isinstance(value, list)
+                else (param, "a string or a list of strings")
+            )
+            raise BadRequest(f"{where} is {short_repr(prompt)}, not {accepted}", param=where)
     return tuple(prompts), isinstance(value, list)
 
 
-def count(value: Any, param: str) -> int | None:
-    """An integer of at least 0, or None."""
+def checked_count(value: Any, param: str) -> int | None:
+    """An integer of at least 0, or None.
+
+    Raises:
+        BadRequest: it is neither.
+    """
     if value is not None and (type(value) is not int or value < 0):
         raise BadRequest(
             f"{param} is {short_repr(value)}, not an integer of at least 0", param=param
@@ -330,23 +360,41 @@ def count(value: Any, param: str) -> int | None:
 
 
 def stops_of(value: Any, param: str) -> tuple[str, ...]:
-    """One stop string, a list of them, or none."""
-    stops = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(s, str) and s for s in stops):
-        raise BadRequest(f"{param} must be a non-empty string or a list of them", param=param)
-    if any(len(s) > MAX_STOP_CHARACTERS for s in stops):
-        raise LimitExceeded(
-            f"{param} has a string over the limit of {MAX_STOP_CHARACTERS} characters", param=param
-        )
+    """One stop string, a list of them, or none.
+
+    Raises:
+        BadRequest: a stop string is empty or not a string.
+        LimitExceeded: there are too many stop strings, or one is too long.
+    """
+    if value is None:
+        return ()
+    stops = value if isinstance(value, list) else [value]
     if len(stops) > MAX_STOPS:
         raise LimitExceeded(
             f"{param} has {len(stops)} entries; the limit is {MAX_STOPS}", param=param
         )
+    for i, stop in enumerate(stops):
+        where, accepted = (
+            (f"{param}[{i}]", "a non-empty string")
+            if isinstance(value, list)
+            else (param, "a non-empty string or a list of them")
+        )
+        if not isinstance(stop, str) or not stop:
+            raise BadRequest(f"{where} is {short_repr(stop)}, not {accepted}", param=param)
+        if len(stop) > MAX_STOP_CHARACTERS:
+            raise LimitExceeded(
+                f"{where} has {len(stop)} characters; the limit is {MAX_STOP_CHARACTERS}",
+                param=param,
+            )
     return tuple(stops)
 
 
-def flag(value: Any, param: str, default: bool) -> bool:
-    """A boolean; None means the default."""
+def checked_flag(value: Any, param: str, default: bool) -> bool:
+    """A boolean; None means the default.
+
+    Raises:
+        BadRequest: it is neither.
+    """
     if value is None:
         return default
     if type(value) is not bool:
@@ -354,7 +402,7 @@ def flag(value: Any, param: str, default: bool) -> bool:
     return value
 
 
-def check_echo(value: Any) -> None:
+def check_id(value: Any) -> None:
     """Check that an id, which is returned unchanged, can be written as JSON in UTF-8.
 
     Raises:

@@ -7,14 +7,21 @@ from typing import Any
 
 import pytest
 
+from gpt2core.errors import GPT2Error
 from gpt2core.sampling import Sampling
 from handler import dialects
 from handler.app import Function
 from handler.dialects import parse_request
 from handler.dialects.huggingface import DIALECT as HUGGING_FACE
 from handler.dialects.native import DIALECT as NATIVE
-from handler.dialects.native import Native, error_of
-from handler.dialects.request import EventStream, Request, sampling_of, streams_one
+from handler.dialects.request import (
+    Dialect,
+    EventStream,
+    Request,
+    parse_json,
+    sampling_of,
+    stream_flag,
+)
 from handler.errors import BadRequest, LimitExceeded
 from handler.settings import Settings
 from tests.support.events import http_event, load_event, payload
@@ -125,16 +132,43 @@ def test_too_many_prompts_and_too_many_or_long_stops_are_rejected(given: dict[st
 
 def test_a_dialect_can_have_other_names_of_sampling_fields() -> None:
     names = {"repetition_penalty": "repeat_penalty"}
-    sampling = sampling_of({"repeat_penalty": 1.5, "top_k": 3}, "options.", names)
-    assert sampling == Sampling(repetition_penalty=1.5, top_k=3)
+    found = sampling_of({"repeat_penalty": 1.5, "top_k": 3}, "options.", names)
+    assert found == (Sampling(repetition_penalty=1.5, top_k=3), False)
     with pytest.raises(BadRequest, match=r"^options\.repeat_penalty is -1, not ") as caught:
         sampling_of({"repeat_penalty": -1}, "options.", names)
     assert caught.value.param == "options.repeat_penalty"
 
 
+def test_whether_a_seed_is_set_does_not_depend_on_its_value() -> None:
+    assert sampling_of({"seed": 0}) == (Sampling(), True)
+    assert sampling_of({"seed": None}) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("stop", "message"),
+    [
+        (5, "stop is 5, not a non-empty string or a list of them"),
+        (["a", ""], "stop[1] is '', not a non-empty string"),
+        (["a", "b", "x" * 300], "stop[2] has 300 characters; the limit is 256"),
+    ],
+)
+def test_an_invalid_stop_string_is_named_by_its_index(stop: Any, message: str) -> None:
+    with pytest.raises(GPT2Error) as caught:
+        parse_request({"prompt": "x", "stop": stop})
+    assert (caught.value.message, caught.value.param) == (message, "stop")
+
+
+@pytest.mark.parametrize("text", ["{'prompt': \"x\"}", "{\"prompt\": 'x'}"])
+def test_an_error_in_json_with_single_quotes_names_the_fix(text: str) -> None:
+    with pytest.raises(BadRequest, match=r"use double quotes, not single ones$"):
+        parse_json(text, "the body")
+    with pytest.raises(BadRequest, match=r"\(char 11\)$"):
+        parse_json('{"prompt": x}', "the body")
+
+
 def test_a_dialect_can_stream_by_default() -> None:
-    assert streams_one({}, False, "prompt", default=True)
-    assert not streams_one({"stream": False}, True, "prompt", default=True)
+    assert stream_flag({}, False, "prompt", default=True)
+    assert not stream_flag({"stream": False}, True, "prompt", default=True)
 
 
 def test_without_sampling_fields_decoding_is_greedy() -> None:
@@ -222,11 +256,12 @@ class JsonLines(EventStream):
         return f"{data}\n"
 
 
-class Cohere(Native):
+class Acme(Dialect):
     """A dialect with its own path, fields, stream format and errors."""
 
-    routes = {"/v1/cohere": ("POST",)}  # noqa: RUF012
+    routes = {"/v1/acme": ("POST",)}  # noqa: RUF012
     stream_class = JsonLines
+    text_fields = ("message",)
 
     def recognizes(self, fields: Any) -> bool:
         return "message" in fields
@@ -246,30 +281,66 @@ class Cohere(Native):
             yield {"text": "".join(token.text for token in piece.tokens)}
         yield {"done": True}
 
+    def error_event(self, error: Any) -> Any:
+        return {"message": error.message}
+
     def render_error(self, error: Any) -> tuple[int, Any]:
-        return 418, {"message": error_of(error)["error"]["message"]}
+        return 418, self.error_event(error)
 
 
-def test_a_new_dialect_needs_one_module_and_its_name(
-    model_dir: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = SimpleNamespace(DIALECT=Cohere())
-    monkeypatch.setitem(sys.modules, "handler.dialects.cohere", module)  # type: ignore[arg-type]
-    monkeypatch.setattr(dialects, "NAMES", (*dialects.NAMES, "cohere"))
-    function = Function(Settings(model_dir=str(model_dir)))
-    reply = function.invoke(http_event(path="/v1/cohere", message="abc"))
+@pytest.fixture
+def with_acme(model_dir: Any, monkeypatch: pytest.MonkeyPatch) -> Function:
+    """A function to which the dialect has been added as one module and its name."""
+    module = SimpleNamespace(DIALECT=Acme())
+    monkeypatch.setitem(sys.modules, "handler.dialects.acme", module)  # type: ignore[arg-type]
+    monkeypatch.setattr(dialects, "NAMES", (*dialects.NAMES, "acme"))
+    return Function(Settings(model_dir=str(model_dir)))
+
+
+def test_a_new_dialect_needs_one_module_and_its_name(with_acme: Function) -> None:
+    function = with_acme
+    reply = function.invoke(http_event(path="/v1/acme", message="abc"))
     assert (reply["statusCode"], list(payload(reply))) == (200, ["text"])
     assert list(function.invoke({"message": "abc"})) == ["text"]
-    streamed = function.invoke(http_event(path="/v1/cohere", message="abc", stream=True))
+    streamed = function.invoke(http_event(path="/v1/acme", message="abc", stream=True))
     assert streamed["headers"]["Content-Type"] == "application/x-ndjson"
     *lines, last = [json.loads(line) for line in streamed["body"].splitlines()]
     assert "".join(line["text"] for line in lines) == payload(reply)["text"]
     assert last == {"done": True}
     # The route selects the dialect until the fields are known.
     for event in (
-        http_event("{", path="/v1/cohere"),
-        http_event(path="/v1/cohere", message="a" * 99),
+        http_event("{", path="/v1/acme"),
+        http_event(path="/v1/acme", message="a" * 99),
     ):
         rejected = function.invoke(event)
         assert (rejected["statusCode"], list(payload(rejected))) == (418, ["message"])
     assert function.invoke(http_event(prompt="abc"))["statusCode"] == 200
+
+
+def test_a_form_in_a_new_dialect_is_converted_to_its_types(with_acme: Function) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    event = http_event("message=5&stream=true", path="/v1/acme", headers=form)
+    reply = with_acme.invoke(event)
+    assert reply["headers"]["Content-Type"] == "application/x-ndjson"
+
+
+def test_the_openapi_document_has_the_route_of_a_new_dialect(
+    with_acme: Function, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def operation() -> Any:
+        reply = with_acme.invoke(http_event(path="/openapi.json", method="GET"))
+        return payload(reply)["paths"]["/v1/acme"]["post"]
+
+    found = operation()  # without a description, any object
+    assert found["responses"].keys() == {"200", "418"}
+    assert found["responses"]["200"]["content"].keys() == {
+        "application/json",
+        "application/x-ndjson",
+    }
+    described = {"summary": "Talk", "request": {"type": "object"}}
+    monkeypatch.setattr(Acme, "describe", lambda self: described)
+    content = operation()["requestBody"]["content"]["application/json"]
+    assert (operation()["summary"], content["schema"]) == (
+        "Talk",
+        {"$ref": "#/components/schemas/AcmeRequest"},
+    )
