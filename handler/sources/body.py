@@ -88,7 +88,7 @@ def is_form(content_type: str, text: str) -> bool:
             f"content type {short_repr(kind)} is not supported: send application/json or a form"
         )
     # `curl -d '{…}'` sends JSON with the content type of a form.
-    return not text.lstrip().startswith("{")
+    return not text.lstrip().startswith(("{", "[", '"'))
 
 
 def json_fields(text: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from handler.dialects.huggingface import DIALECT as HUGGING_FACE
 from handler.dialects.native import DIALECT as NATIVE
-from handler.dialects.request import Request
+from handler.dialects.request import Dialect, Request
 from handler.errors import (
     BadRequest,
     BodyTooLarge,
@@ -21,6 +21,7 @@ from handler.jobs import Generate, Health, Job
 from handler.settings import Settings
 from handler.sources import source_of
 from handler.sources.http import HttpResponse
+from tests.support.dialects import SUPPORTED, name_of, path_of
 from tests.support.events import http_event, load_event
 
 JSON = "application/json"
@@ -388,6 +389,26 @@ def test_an_invalid_form_is_rejected(body: str) -> None:
         job_of(typed(body, FORM))
 
 
+@pytest.mark.parametrize(
+    ("body", "kind"), [("[]", "an array"), (' ["a=b"]', "an array"), ('"a=b"', "'a=b'")]
+)
+@pytest.mark.parametrize("content_type", [FORM, "application/json"])
+def test_json_that_is_not_an_object_gets_the_same_error_with_curls_content_type(
+    body: str, kind: str, content_type: str
+) -> None:
+    with pytest.raises(BadRequest, match=f"^the body is {kind}, not an object: send "):
+        job_of(typed(body, content_type))
+
+
+@pytest.mark.parametrize("dialect", SUPPORTED, ids=name_of)
+def test_the_example_of_an_error_is_a_valid_request_on_every_route(dialect: Dialect) -> None:
+    with pytest.raises(BadRequest) as caught:
+        job_of(http_event("", path=path_of(dialect)))
+    example = caught.value.message.partition("send ")[2]
+    job = job_of(http_event(example, path=path_of(dialect)))
+    assert job.request.prompts == ("Once upon a time",)
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", "json"])
 def test_other_content_types_are_rejected_by_name(kind: str) -> None:
     with pytest.raises(UnsupportedContentType, match=kind.split(";")[0]):
@@ -408,9 +429,17 @@ def test_a_body_over_six_megabytes_is_rejected(body: Any) -> None:
 def test_the_404_reply_lists_the_routes_that_are_supported() -> None:
     with pytest.raises(RouteNotFound) as raised:
         job_of(load_event("bad-route"))
-    assert raised.value.message == (
-        "no route '/v2/unknown'; routes: GET /, POST /, POST /generate, POST /v1/completions,"
-        " GET /v1/models, GET /v1/models/{id}, GET /health, GET /openapi.json"
+    problem, _, listed = raised.value.message.partition("; routes: ")
+    assert problem == "no route '/v2/unknown'"
+    served = {
+        f"{method} {path}".replace("/models/", "/models/{id}")
+        for dialect in SUPPORTED
+        for path, methods in dialect.routes.items()
+        for method in methods
+    }
+    assert {"POST /generate", "POST /v1/completions", "GET /v1/models/{id}"} <= served
+    assert sorted(listed.split(", ")) == sorted(
+        served | {"GET /", "GET /health", "GET /openapi.json"}
     )
 
 
