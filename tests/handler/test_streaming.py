@@ -16,7 +16,7 @@ from gpt2core.errors import CheckpointError, GPT2Error
 from gpt2core.scheduler import Scheduler
 from handler.app import Function
 from handler.dialects.huggingface import HuggingFace
-from handler.dialects.request import Request
+from handler.dialects.request import Dialect, Request
 from handler.errors import BadRequest, LimitExceeded, TooManyRequests
 from handler.items import parse_item
 from handler.runtime.answer import answer
@@ -24,6 +24,7 @@ from handler.runtime.api import Invocation, RuntimeApi, Streamed
 from handler.server import Server
 from handler.settings import Settings
 from tests.conftest import DEMO
+from tests.support.dialects import SUPPORTED, name_of, path_of, request_of
 from tests.support.events import Context, http_event, load_event, payload
 from tests.support.runtime_api_server import OURS, RuntimeApiServer, runtime
 from tests.support.until import until
@@ -200,17 +201,15 @@ def shared(function: Function, gate: Gate) -> Iterator[Function]:
     function.is_concurrent, function.decoding_thread = False, None
 
 
-@pytest.mark.parametrize(
-    ("path", "fields", "events"),
-    [
-        ("/generate", NATIVE, 9),
-        ("/generate", HUGGING_FACE, 8),
-        ("/v1/completions", {"prompt": "Once upon a time", "max_tokens": 8}, 9),
-    ],
-)
+@pytest.mark.parametrize("dialect", SUPPORTED, ids=name_of)
 def test_each_event_is_sent_before_the_next_token_is_computed(
-    shared: Function, gate: Gate, path: str, fields: dict[str, Any], events: int
+    shared: Function, gate: Gate, dialect: Dialect
 ) -> None:
+    path, fields = path_of(dialect), request_of(dialect, "Once upon a time", 8)
+    gate.permit(8)
+    whole = shared.invoke(http_event(path=path, source="api", stream=True, **fields))
+    events = whole["body"].count("\n\n")
+    assert events >= 8
     with serving(shared.invoke) as port:
         gate.permit(1)
         connection, response = open_stream(port, fields, path)
@@ -261,32 +260,34 @@ def test_a_disconnected_client_is_logged_and_is_no_error(
     assert (line["Errors"], line["Requests"]) == (0, 1)
 
 
+@pytest.mark.parametrize("dialect", SUPPORTED, ids=name_of)
 def test_an_error_during_a_stream_is_an_event(
-    function: Function, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    function: Function,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    dialect: Dialect,
 ) -> None:
     function.invoke({"prompt": "a", "max_new_tokens": 1})
     capsys.readouterr()
-    for fields, path, error in (
-        (NATIVE, "/generate", {"error": {"type": "CheckpointError", "param": None}}),
-        (HUGGING_FACE, "/generate", {"error_type": "generation"}),
-        ({"prompt": "Once"}, "/v1/completions", {"error": {"type": "server_error"}}),
-    ):
-        with serving(function.invoke) as port, monkeypatch.context() as patch:
-            fail_pass(patch, 3)
-            connection, response = open_stream(port, fields, path)
-            assert response.status == 200
-            event_of(response)
-            event_of(response)
-            last = event_of(response)
-            assert response.read() == b""
-            connection.close()
-        assert last["error"]
-        if "error_type" in error:
-            assert last == {"error": last["error"], "error_type": "generation"}
-        else:
-            assert error["error"].items() <= last["error"].items()
+    fail_pass(monkeypatch, 3, error := CheckpointError("the logits are not finite"))
+    with serving(function.invoke) as port:
+        fields = request_of(dialect, "Once upon a time", 8)
+        connection, response = open_stream(port, fields, path_of(dialect))
+        assert response.status == 200
+        event_of(response)
+        event_of(response)
+        assert event_of(response) == dialect.error_event(error)
+        assert response.read() == b""
+        connection.close()
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line[0] == "{"]
-    assert [line["Errors"] for line in lines if "Errors" in line] == [1, 1, 1]
+    assert [line["Errors"] for line in lines if "Errors" in line] == [1]
+
+
+def test_an_error_event_has_the_error_of_its_format() -> None:
+    found = {name_of(d): d.error_event(CheckpointError("broken")) for d in SUPPORTED}
+    assert found["Native"]["error"]["type"] == "CheckpointError"
+    assert found["HuggingFace"] == {"error": "broken", "error_type": "generation"}
+    assert found["OpenAI"]["error"]["type"] == "server_error"
 
 
 def test_a_client_of_http_1_0_gets_no_chunks(function: Function) -> None:
@@ -455,8 +456,11 @@ def test_an_error_in_a_framed_stream_is_an_event_and_then_raised(
     assert framing.active_requests == 0
 
 
-@pytest.mark.parametrize("fields", [{"prompt": "x"}, {"inputs": "x"}])
-def test_batch_requests_are_not_streamed(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize("dialect", SUPPORTED, ids=name_of)
+def test_batch_requests_are_not_streamed(dialect: Dialect) -> None:
+    fields = request_of(dialect, "x", 1)
+    if not dialect.recognizes(fields):
+        return  # only its path selects it, and batches have no path
     rejected = parse_item({**fields, "stream": True}).request
     assert isinstance(rejected, BadRequest)
     assert rejected.param == "stream"

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.app import Function
-from handler.dialects import huggingface, native, openai
+from handler.dialects import dialects
+from handler.dialects.request import Dialect
 from handler.settings import Settings
 from handler.sources.http import routes
+from tests.support.dialects import name_of, path_of
 from tests.support.events import http_event
 
 SOURCES = ("url", "api", "rest", "alb")
@@ -40,24 +42,27 @@ USUAL: dict[str, st.SearchStrategy[Any]] = {
     "no_repeat_ngram_size": limits, "presence_penalty": st.floats(-2, 2),
     "frequency_penalty": st.floats(-2, 2), "do_sample": st.booleans(),
     "return_full_text": st.booleans(), "allow_special": st.booleans(),
+    "include_usage": st.booleans(), "user": st.text(max_size=3), "options": st.just({}),
+    "best_of": st.just(1), "num_return_sequences": st.just(1), "watermark": st.just(False),
+    "decoder_input_details": st.just(False),
 }  # fmt: skip
 
 
-def requests(names: tuple[str, ...], *needed: str) -> st.SearchStrategy[dict[str, Any]]:
+def usual(name: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Plausible values of a field; fields without such values get any value."""
+    return requests(schema) if "properties" in schema else USUAL.get(name, values)
+
+
+def requests(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Plausible values of some fields; at most one is replaced by any JSON value."""
-    usual = st.fixed_dictionaries(
-        {name: USUAL[name] for name in needed},
-        optional={name: USUAL[name] for name in names if name in USUAL and name not in needed},
+    fields, needed = schema["properties"], schema.get("required", ())
+    found = {name: usual(name, fields[name]) for name in fields}
+    plausible = st.fixed_dictionaries(
+        {name: found[name] for name in needed},
+        optional={name: value for name, value in found.items() if name not in needed},
     )
-    odd = st.dictionaries(st.sampled_from(names), values, max_size=1)
-    return st.builds(lambda fields, other: fields | other, usual, odd)
-
-
-hugging_face = st.builds(
-    lambda fields, parameters: {"parameters": parameters} | fields,
-    requests(huggingface.FIELDS, "inputs"),
-    requests(huggingface.PARAMETERS),
-)
+    odd = st.dictionaries(st.sampled_from(sorted(fields)), values, max_size=1)
+    return st.builds(lambda fields, other: fields | other, plausible, odd)
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +78,14 @@ def check(reply: dict[str, Any]) -> None:
         json.loads(reply["body"])
 
 
-@pytest.mark.parametrize(
-    ("path", "fields"),
-    [
-        ("/generate", requests(native.FIELDS, "prompt")),
-        ("/", hugging_face),
-        ("/v1/completions", requests(openai.FIELDS, "prompt")),
-        ("/v1/chat/completions", values),
-    ],
-    ids=["native", "huggingface", "openai", "openai_chat"],
-)
+@pytest.mark.parametrize("dialect", list(dialects()), ids=name_of)
 @given(data=st.data(), source=st.sampled_from(SOURCES))
 def test_any_fields_are_parsed_or_rejected(
-    function: Function, path: str, fields: Any, data: st.DataObject, source: str
+    function: Function, dialect: Dialect, data: st.DataObject, source: str
 ) -> None:
-    body = json.dumps(data.draw(fields))
-    check(function.invoke(http_event(body, source=source, path=path)))
+    schema = dialect.describe().get("request")
+    body = json.dumps(data.draw(requests(schema) if schema else values))
+    check(function.invoke(http_event(body, source=source, path=path_of(dialect))))
 
 
 @given(
