@@ -8,12 +8,14 @@ import pytest
 import gpt2core.errors
 import handler.errors
 from gpt2core.errors import GPT2Error
-from handler.dialects import huggingface, native, openai
+from handler.dialects import huggingface, native
 from handler.dialects import request as shared
+from handler.dialects.request import Dialect
 from handler.settings import Settings
 from handler.sources import http
 from handler.telemetry import PHASES
 from tests.conftest import ROOT
+from tests.support.dialects import SUPPORTED, name_of
 from tests.support.docs import PAGES, README, code_blocks, page, prose, table
 
 WITH_LINKS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
@@ -83,7 +85,7 @@ def test_every_file_that_a_page_names_exists(path: Path) -> None:
 # Examples of files that somebody may add.
 NOT_YET = {
     ("architecture.md", f"handler/{name}.py")
-    for name in ("sources/kinesis", "dialects/cohere", "store/gs")
+    for name in ("sources/kinesis", "dialects/acme", "store/gs")
 }
 
 
@@ -167,19 +169,33 @@ def test_the_phases_of_the_readme_are_those_of_a_reply() -> None:
 
 
 def test_api_md_has_every_field_of_the_native_and_the_hugging_face_format() -> None:
-    text = page("docs/api.md")
     sampling = {
         name
         for cell in table("docs/api.md", "field | meaning")
         for name in re.findall(r"`(\w+)`", cell)
     }
     assert sampling == set(shared.SAMPLING)
-    first, second = re.findall(r"\| field \| default \|.*?\n\n", text, re.DOTALL)
-    for fields, known in ((first, native.FIELDS), (second, huggingface.PARAMETERS)):
-        named = set(re.findall(r"^\| `(?:parameters\.)?(\w+)`", fields, re.MULTILINE))
-        assert named - {"inputs", "stream"} == set(known) - set(shared.SAMPLING) - {"stream"}
-    for name in set(openai.FIELDS) - set(shared.SAMPLING) - {"stream_options"}:
-        assert f"`{name}`" in text.partition("## OpenAI completions")[2].partition("\n## ")[0], name
+    for heading, known in (
+        ("Native", native.FIELDS),
+        ("Hugging Face", [*huggingface.FIELDS, *huggingface.PARAMETERS]),
+    ):
+        rows = re.findall(r"^\| `(?:parameters\.)?(\w+)`", _section(heading), re.MULTILINE)
+        assert set(rows) == set(known) - set(shared.SAMPLING) - {"parameters"}
+
+
+@pytest.mark.parametrize("dialect", SUPPORTED, ids=name_of)
+def test_api_md_has_a_section_for_each_dialect_with_all_its_fields(dialect: Dialect) -> None:
+    section = _section(name_of(dialect))
+    fields = dialect.describe()["request"]["properties"]
+    for name in fields.keys() - set(shared.SAMPLING):
+        assert re.search(rf"`{name}(?:`|\.)", section), name
+
+
+def _section(heading: str) -> str:
+    """The section of api.md whose heading begins with `heading`, without regard to spaces."""
+    begin = heading.replace(" ", "")
+    sections = page("docs/api.md").split("\n## ")[1:]
+    return next(s for s in sections if s.partition("\n")[0].replace(" ", "").startswith(begin))
 
 
 def test_api_md_has_the_limits_of_a_request() -> None:

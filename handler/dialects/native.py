@@ -1,4 +1,4 @@
-"""The native format: `POST /generate`, direct invokes, lines of batch files, queue messages.
+"""The native format: `POST /generate`, direct invocations, lines of batch files, queue messages.
 
 {"prompt": str | [str], "max_new_tokens", "stop", "return_full_text", "stream", "allow_special",
 "id", and the fields of `request.SAMPLING`} -> {"generated_text", "finish_reason", "usage", …}, or
