@@ -195,7 +195,9 @@ def _section(heading: str) -> str:
     """The section of api.md whose heading begins with `heading`, without regard to spaces."""
     begin = heading.replace(" ", "")
     sections = page("docs/api.md").split("\n## ")[1:]
-    return next(s for s in sections if s.partition("\n")[0].replace(" ", "").startswith(begin))
+    found = [s for s in sections if s.partition("\n")[0].replace(" ", "").startswith(begin)]
+    assert found, f"api.md has no section {heading}"
+    return found[0]
 
 
 def test_api_md_has_the_limits_of_a_request() -> None:

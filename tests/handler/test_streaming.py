@@ -16,6 +16,7 @@ from gpt2core.errors import CheckpointError, GPT2Error
 from gpt2core.scheduler import Scheduler
 from handler.app import Function
 from handler.dialects.huggingface import HuggingFace
+from handler.dialects.native import DIALECT as NATIVE_DIALECT
 from handler.dialects.request import Dialect, Request
 from handler.errors import BadRequest, LimitExceeded, TooManyRequests
 from handler.items import parse_item
@@ -187,11 +188,22 @@ def open_stream(
     return connection, connection.getresponse()
 
 
-def event_of(response: http.client.HTTPResponse) -> Any:
-    """The next event, up to its empty line."""
-    line = response.readline().decode().removeprefix("data: ")
-    assert response.readline() == b"\n"
-    return json.loads(line) if line != "[DONE]\n" else "[DONE]"
+def event_of(response: http.client.HTTPResponse, dialect: Dialect = NATIVE_DIALECT) -> Any:
+    """The next event, up to the end of its frame."""
+    begin, end = frame_of(dialect)
+    text = ""
+    while not text.endswith(end):
+        line = response.readline().decode()
+        assert line
+        text += line
+    sent = text.removeprefix(begin).removesuffix(end)
+    return json.loads(sent) if sent != "[DONE]" else sent
+
+
+def frame_of(dialect: Dialect) -> tuple[str, str]:
+    """What precedes and what follows the data of an event."""
+    begin, end = dialect.stream_class([]).frame("\0").split("\0")
+    return begin, end
 
 
 @pytest.fixture
@@ -208,7 +220,7 @@ def test_each_event_is_sent_before_the_next_token_is_computed(
     path, fields = path_of(dialect), request_of(dialect, "Once upon a time", 8)
     gate.permit(8)
     whole = shared.invoke(http_event(path=path, source="api", stream=True, **fields))
-    events = whole["body"].count("\n\n")
+    events = whole["body"].count(frame_of(dialect)[1])
     assert events >= 8
     with serving(shared.invoke) as port:
         gate.permit(1)
@@ -217,12 +229,12 @@ def test_each_event_is_sent_before_the_next_token_is_computed(
         timing = response.getheader("Server-Timing") or ""
         assert "prefill;dur=0," not in timing
         assert "decode;dur=0," in timing
-        event_of(response)
+        event_of(response, dialect)
         for _ in range(7):  # each pass is permitted after the previous token has been read
             gate.permit(1)
-            event_of(response)
+            event_of(response, dialect)
         for _ in range(events - 8):
-            event_of(response)
+            event_of(response, dialect)
         assert response.read() == b""
         connection.close()
 
@@ -274,9 +286,9 @@ def test_an_error_during_a_stream_is_an_event(
         fields = request_of(dialect, "Once upon a time", 8)
         connection, response = open_stream(port, fields, path_of(dialect))
         assert response.status == 200
-        event_of(response)
-        event_of(response)
-        assert event_of(response) == dialect.error_event(error)
+        event_of(response, dialect)
+        event_of(response, dialect)
+        assert event_of(response, dialect) == dialect.error_event(error)
         assert response.read() == b""
         connection.close()
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line[0] == "{"]
