@@ -240,6 +240,18 @@ def test_a_form_can_set_sampling_fields(model_dir: Any) -> None:
     assert reply["seed"] == -3
 
 
+def test_text_fields_of_a_form_are_strings_and_other_values_are_converted() -> None:
+    form = {"prompt": ["5"], "id": ["7"], "top_p": ["0.5"], "stream": ["true"], "stop": ["1", "2"]}
+    assert NATIVE.from_form(form) == {
+        "prompt": "5", "id": "7", "top_p": 0.5, "stream": True, "stop": ["1", "2"],
+    }  # fmt: skip
+    form = {"inputs": ["true"], "watermark": ["false"], "max_new_tokens": ["1x"]}
+    assert HUGGING_FACE.from_form(form) == {
+        "inputs": "true",
+        "parameters": {"watermark": False, "max_new_tokens": "1x"},
+    }
+
+
 def test_a_bias_for_an_unknown_token_is_rejected(model_dir: Any) -> None:
     function = Function(Settings(model_dir=str(model_dir)))
     reply = function.invoke({"inputs": "a", "parameters": {"logit_bias": {"257": 1}}})

@@ -198,6 +198,19 @@ def test_errors_have_openais_format(
     assert list(body) == ["error"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (5, "prompt is 5, not a string or a list of strings"),
+        ([1, "x"], "prompt[1] is 'x', not a token id"),
+        ([[1], []], "prompt[1] is an empty list: send at least one token id"),
+        ([[1], "x"], "prompt[1] is 'x', not a list of token ids"),
+    ],
+)
+def test_an_invalid_prompt_is_named_by_its_index(post: Post, prompt: Any, message: str) -> None:
+    assert post(prompt=prompt)[1]["error"]["message"] == message
+
+
 def test_invalid_json_is_an_error_in_openais_format(function: Function) -> None:
     reply = function.invoke(http_event("{", path=PATH))
     assert (reply["statusCode"], payload(reply)["error"]["type"]) == (400, "invalid_request_error")
