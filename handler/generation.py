@@ -185,7 +185,8 @@ def _within_limit(request: Request, engine: "Engine", settings: Settings) -> int
         return min(request.default_new_tokens, limit)
     if requested > limit:
         param = request.dialect.param("max_new_tokens")
+        origin = "the model's context" if limit == context else "GPT2_MAX_NEW_TOKENS"
         raise LimitExceeded(
-            f"{param} is {short_repr(requested)}; the limit is {limit}", param=param
+            f"{param} is {short_repr(requested)}; the limit is {limit} ({origin})", param=param
         )
     return requested
