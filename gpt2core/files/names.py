@@ -1,7 +1,14 @@
-"""File names in a model directory. The names of raw files are Hugging Face's."""
+"""File names in a model directory, and the layout of a directory of published models.
+
+The names of raw files are Hugging Face's. Published models are `revisions/<digest>/` directories
+beside a file `CURRENT` that names one of them. A writer replaces `CURRENT` atomically, and
+revisions do not change, so a process that has followed it keeps a complete model.
+"""
 
 import os
 from collections.abc import Container
+
+from gpt2core.errors import ModelError
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -22,6 +29,8 @@ RAW_FILES = (CONFIG_FILE, GENERATION_FILE, SINGLE_FILE, INDEX_FILE, TOKENIZER_FI
 PACKED_FILE = "packed.safetensors"
 TABLES_FILE = "tokenizer.safetensors"
 MANIFEST_FILE = "gpt2.manifest.json"
+CURRENT = "CURRENT"
+REVISIONS = "revisions"
 # Format name in the metadata of a packed file. The number changes with the layout.
 PACKED_FORMAT = "gpt2-packed-3"
 
@@ -30,6 +39,26 @@ _PACKAGE = os.path.abspath(__file__).rsplit(os.sep, 2)[0]
 DEMO_DIR = os.path.join(_PACKAGE, "demo")
 if not os.path.isdir(DEMO_DIR):
     DEMO_DIR = os.path.join(os.path.dirname(_PACKAGE), "models", "demo")
+
+
+def follow_current(root: str) -> str:
+    """The revision that `CURRENT` in `root` names, or `root` itself if there is no such file.
+
+    Raises:
+        ModelError: `CURRENT` cannot be read or does not name an existing revision.
+    """
+    try:
+        with open(os.path.join(root, CURRENT), encoding="utf-8") as file:
+            revision = file.read(256).strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return root
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"CURRENT cannot be read ({type(error).__name__})", file=root) from error
+    found = os.path.join(root, REVISIONS, revision)
+    is_name = revision not in ("", ".", "..") and "/" not in revision and "\0" not in revision
+    if not is_name or not os.path.isdir(found):
+        raise ModelError(f"CURRENT names {revision!a}, which is not in {REVISIONS}/", file=root)
+    return found
 
 
 def config_files(found: Container[str]) -> list[str]:

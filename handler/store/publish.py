@@ -19,10 +19,9 @@ from typing import Final
 
 from gpt2core.errors import ModelError
 from gpt2core.files.manifest import check_sizes, read_manifest
-from gpt2core.files.names import MANIFEST_FILE
+from gpt2core.files.names import CURRENT, MANIFEST_FILE, REVISIONS
 from handler.store.free_space import check_free_space
 from handler.store.part import Part, parts_of
-from handler.store.revisions import CURRENT, REVISIONS
 from handler.store.transfer import RemoteFile
 
 INCOMING = "incoming"

@@ -1,16 +1,11 @@
-"""Reads published models: `revisions/<digest>/` directories and a file `CURRENT` that names one.
-
-A volume or a cache has this layout, or is itself a model directory. A writer replaces `CURRENT`
-atomically, and revisions do not change, so a process that has resolved it keeps a complete model.
-"""
+"""Resolves and checks the model of a volume or a cache: published models, or a model directory."""
 
 import os
 
+from gpt2core.errors import ModelError
 from gpt2core.files.manifest import ManifestError, check_sizes, read_manifest
+from gpt2core.files.names import CONFIG_FILE, follow_current
 from handler.errors import ModelUnavailable
-
-CURRENT = "CURRENT"
-REVISIONS = "revisions"
 
 
 def resolve(root: str) -> str | None:
@@ -20,25 +15,11 @@ def resolve(root: str) -> str | None:
         ModelUnavailable: `CURRENT` does not name an existing revision.
     """
     try:
-        with open(os.path.join(root, CURRENT), encoding="utf-8") as file:
-            revision = file.read(256).strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return root if os.path.exists(os.path.join(root, "config.json")) else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelUnavailable(
-            f"{root}: CURRENT cannot be read ({type(error).__name__}): fetch the model again"
-        ) from error
-    found = os.path.join(root, REVISIONS, revision)
-    if (
-        revision in ("", ".", "..")
-        or "/" in revision
-        or "\0" in revision
-        or not os.path.isdir(found)
-    ):
-        raise ModelUnavailable(
-            f"{root}: CURRENT names {revision!a}, which is not in {REVISIONS}/:"
-            " fetch the model again"
-        )
+        found = follow_current(root)
+    except ModelError as error:
+        raise ModelUnavailable(error.message) from error
+    if found == root and not os.path.exists(os.path.join(root, CONFIG_FILE)):
+        return None
     return found
 
 
