@@ -23,7 +23,7 @@ from bench.measure import ROOT, machine, save_results
 from gpt2core import Engine
 from gpt2core.generation import Generation, Prompt
 from gpt2core.pack import pack
-from gpt2core.prompt_lookup import MAX_GUESSES, GuessCost, PromptLookup
+from gpt2core.prompt_lookup import MAX_DRAFT_TOKENS, DraftCost, PromptLookup
 from gpt2core.scheduler import Scheduler
 
 PROMPTS = [
@@ -42,23 +42,23 @@ PROMPTS = [
 ]
 
 
-class _CountingCost(GuessCost):
-    """Always permits guesses, and counts the passes that check some."""
+class _CountingCost(DraftCost):
+    """Always permits draft tokens, and counts the passes that verify some."""
 
     is_low = True
-    n_guessing = 0
+    n_drafted = 0
 
     def add(self, n_rows: int, seconds: float) -> None:
         super().add(n_rows, seconds)
-        self.n_guessing += n_rows > 1
+        self.n_drafted += n_rows > 1
 
 
 class _WrongLookup(PromptLookup):
-    """Guesses, wherever it does not pause, tokens that do not follow."""
+    """Proposes, wherever it does not pause, tokens that do not follow."""
 
-    def guesses(self, new_ids: Sequence[int], limit: int) -> list[int]:
+    def draft_tokens(self, new_ids: Sequence[int], limit: int) -> list[int]:
         paused = self._pause > 0
-        super().guesses(new_ids, limit)
+        super().draft_tokens(new_ids, limit)
         return [] if paused else [(new_ids[-1] + 1) % 1000] * limit
 
 
@@ -80,16 +80,16 @@ def cost_of_wrong_guesses(engine: Engine, rounds: int, tokens: int = 200) -> flo
 
 
 def passes(engine: Engine, text: str, tokens: int) -> tuple[int, int, int]:
-    """The number of tokens, of passes, and of passes with guesses."""
+    """The number of tokens, of passes, and of passes with draft tokens."""
     scheduler = engine.scheduler()
-    scheduler._guess_cost = cost = _CountingCost()
+    scheduler._draft_cost = cost = _CountingCost()
     scheduler.add(Prompt(0, engine.encode_prompt(text), tokens))
     n = 0
     while True:
         n += 1
         for _, _, end in scheduler.step():
             if isinstance(end, Generation):
-                return len(end.ids), n, cost.n_guessing
+                return len(end.ids), n, cost.n_drafted
 
 
 def cost_of_guesses(engine: Engine, rounds: int = 60) -> float:
@@ -99,15 +99,15 @@ def cost_of_guesses(engine: Engine, rounds: int = 60) -> float:
     weights, config = engine._weights, engine.config
     cache = KVCache(config, 128)
     hidden_states(weights, config, [[1] * 64], [cache])
-    times: dict[int, list[float]] = {1: [], 1 + MAX_GUESSES: []}
+    times: dict[int, list[float]] = {1: [], 1 + MAX_DRAFT_TOKENS: []}
     for _ in range(rounds):
         for rows, taken in times.items():
             began = perf_counter()
             greedy(weights, config, hidden_states(weights, config, [[1] * rows], [cache]))
             taken.append(perf_counter() - began)
             cache.n_kv = 64
-    single, guessing = times.values()
-    return median(g / s for g, s in zip(guessing[10:], single[10:], strict=True))
+    single, drafted = times.values()
+    return median(g / s for g, s in zip(drafted[10:], single[10:], strict=True))
 
 
 def main() -> None:
@@ -118,7 +118,9 @@ def main() -> None:
     engine = Engine.open(packed, kernels="native")
     cost = cost_of_guesses(engine, rounds)
     wrong = cost_of_wrong_guesses(engine, rounds // 6)
-    print(f"124M int8: a pass of {1 + MAX_GUESSES} rows takes {cost:.2f} times a pass of one row")
+    print(
+        f"124M int8: a pass of {1 + MAX_DRAFT_TOKENS} rows takes {cost:.2f} times a pass of one row"
+    )
     print(f"124M int8: 200 tokens with wrong guesses only take {wrong:.3f} times as long")
     report: dict[str, Any] = {
         "machine": machine(),
@@ -132,9 +134,9 @@ def main() -> None:
         for tokens in (50, 200):
             gains, speeds = [], []
             for text in PROMPTS:
-                made, n, n_guessing = passes(engine, text, tokens)
+                made, n, n_drafted = passes(engine, text, tokens)
                 gains.append(made / n)
-                speeds.append(made / (n + n_guessing * (cost - 1)))
+                speeds.append(made / (n + n_drafted * (cost - 1)))
             report[f"tokens={tokens}"] = {
                 "tokens_per_pass": _spread(gains),
                 "times_as_fast": _spread(speeds),

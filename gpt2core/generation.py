@@ -66,8 +66,8 @@ class Generation(NamedTuple):
     prompt_logprobs: list[Logprob] | None = None
 
 
-class Continuation:
-    """The new tokens of one sequence and their text.
+class IncrementalDetokenizer:
+    """Detokenizes the new tokens of one sequence incrementally and matches stop strings.
 
     Tokens are held back while their text may be the beginning of a stop string or of a character.
     `text` is the text of all returned tokens. It leaves out special tokens, which only stop strings
@@ -105,7 +105,8 @@ class Continuation:
             return self._take()
         text = decoder.push(token)
         self.text += stop.push(self._stop_decoder.push(token), text) if self._stop_decoder else text
-        return self._take() if stop.matched or (stop.settled and decoder.settled) else []
+        is_pending = (stop.has_pending or decoder.has_pending) and not stop.matched
+        return [] if is_pending else self._take()
 
     def finish(self) -> list[Token]:
         """End the sequence; returns the tokens that were held back."""
@@ -132,7 +133,6 @@ class StopMatcher:
     """Finds stop strings in streamed text. Holds text back while a stop string may begin in it.
 
     `matched` becomes true when a stop string is complete: the text from its beginning is dropped.
-    `settled` is true while no text is held back.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -141,9 +141,9 @@ class StopMatcher:
         self.matched = False
 
     @property
-    def settled(self) -> bool:
-        """Whether all text so far has been returned."""
-        return not self._held
+    def has_pending(self) -> bool:
+        """Whether text is held back."""
+        return bool(self._held)
 
     def push(self, piece: str, shown: str | None = None) -> str:
         """Add `piece`; returns the text that is now final.
@@ -200,8 +200,13 @@ def checked_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
         InvalidArgument: a stop is not a string or is empty.
     """
     stops = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(stops, (list, tuple)) or not all(isinstance(s, str) and s for s in stops):
-        raise InvalidArgument("stop is not a non-empty string or a list of them", param="stop")
+    if not isinstance(stops, (list, tuple)):
+        kind = type(stop).__name__
+        raise InvalidArgument(f"stop is of type {kind}, not a string or a list", param="stop")
+    for i, found in enumerate(stops):
+        if not isinstance(found, str) or not found:
+            name = "stop" if found is stop else f"stop[{i}]"
+            raise InvalidArgument(f"{name} is {found!r}, not a non-empty string", param="stop")
     return tuple(stops)
 
 

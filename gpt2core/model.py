@@ -4,8 +4,8 @@ Formulas: Radford et al. 2019, "Language Models are Unsupervised Multitask Learn
 in the published code (https://github.com/openai/gpt-2, `src/model.py`).
 
 Axes, used everywhere:
-    n_seq   new positions of all sequences, concatenated
-    n_kv    positions in the cache of one sequence, including the new ones
+    n_tokens  new tokens of all sequences in a pass, concatenated
+    n_kv      positions in the cache of one sequence, including the new ones
     n_embd, n_head, n_inner, n_positions, vocab_size   as in `GPT2Config`
     head_dim = n_embd / n_head
 """
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from gpt2core.config import GPT2Config
-from gpt2core.errors import CheckpointError
 from gpt2core.kernels import Float32, linear, unembed
 from gpt2core.weights import MLP, Attention, Block, Norm, Weights
 
@@ -26,7 +25,10 @@ PREFILL_ROWS = 256
 
 
 class KVCache:
-    """Keys and values of all layers for one sequence, preallocated for `capacity` positions."""
+    """Keys and values of all layers for one sequence, preallocated for `capacity` positions.
+
+    `keys`, `values`: float32 [n_layer, n_head, capacity, head_dim].
+    """
 
     @staticmethod
     def nbytes(config: GPT2Config, capacity: int) -> int:
@@ -105,31 +107,31 @@ ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
 
 
 def layer_norm(x: Float32, norm: Norm, epsilon: float) -> Float32:
-    """x [n_seq, n_embd] -> [n_seq, n_embd]: rows to mean 0 and variance 1, then affine."""
-    centred: Float32 = x - x.mean(axis=-1, keepdims=True)
-    variance = np.einsum("ij,ij->i", centred, centred)[:, None] / np.float32(x.shape[-1])
-    centred /= np.sqrt(variance + np.float32(epsilon))
-    centred *= norm.weight
-    centred += norm.bias
-    return centred
+    """x [n_tokens, n_embd] -> [n_tokens, n_embd]: rows to mean 0 and variance 1, then affine."""
+    centered: Float32 = x - x.mean(axis=-1, keepdims=True)
+    variance = np.einsum("ij,ij->i", centered, centered)[:, None] / np.float32(x.shape[-1])
+    centered /= np.sqrt(variance + np.float32(epsilon))
+    centered *= norm.weight
+    centered += norm.bias
+    return centered
 
 
 def softmax(x: Float32) -> Float32:
-    """Over the last axis, in place."""
+    """Softmax over the last axis of x [..., n], in place; returns x."""
     x -= x.max(axis=-1, keepdims=True)
     np.exp(x, out=x)
     x /= x.sum(axis=-1, keepdims=True)
     return x
 
 
-def causal_mask(n_seq: int) -> Float32 | None:
-    """[n_seq, n_seq] to add to the scores between new positions; None if there is only one.
+def causal_mask(length: int) -> Float32 | None:
+    """[length, length] to add to the scores between new positions; None if there is only one.
 
     Positions already in the cache are visible to all new ones and need no mask.
     """
-    if n_seq == 1:
+    if length == 1:
         return None
-    positions = np.arange(n_seq)
+    positions = np.arange(length)
     later = positions[:, None] < positions
     return np.where(later, np.float32(-np.inf), np.float32(0))
 
@@ -142,16 +144,16 @@ def attention(
     masks: Sequence[Float32 | None],
     lengths: Sequence[int],
 ) -> Float32:
-    """x [n_seq, n_embd] -> [n_seq, n_embd]; writes block `layer`'s keys and values into the caches.
+    """x [n_tokens, n_embd] -> [n_tokens, n_embd]; appends block `layer`'s keys and values.
 
     The first `lengths[0]` rows of `x` belong to the sequence of `caches[0]`, and so on: sequences
     share the products with the weights, and each attends only to itself.
     """
-    n_seq, n_embd = x.shape
+    n_tokens, n_embd = x.shape
     n_head, _, head_dim = caches[0].keys[layer].shape
-    qkv = linear(x, attn.c_attn).reshape(n_seq, 3, n_head, head_dim)
+    qkv = linear(x, attn.c_attn).reshape(n_tokens, 3, n_head, head_dim)
     qkv[:, 0] *= np.float32(attn.scale)
-    heads: Float32 = np.empty((n_seq, n_head, head_dim), np.float32)
+    heads: Float32 = np.empty((n_tokens, n_head, head_dim), np.float32)
     begin = 0
     for cache, mask, length in zip(caches, masks, lengths, strict=True):
         end, n_past = begin + length, cache.n_kv
@@ -165,11 +167,11 @@ def attention(
         # [n_head, length, n_kv] @ [n_head, n_kv, head_dim] -> [n_head, length, head_dim]
         heads[begin:end] = np.matmul(softmax(scores), values[:, :n_kv]).transpose(1, 0, 2)
         begin = end
-    return linear(heads.reshape(n_seq, n_embd), attn.c_proj)
+    return linear(heads.reshape(n_tokens, n_embd), attn.c_proj)
 
 
 def feed_forward(x: Float32, mlp: MLP, activation: Callable[[Float32], Float32]) -> Float32:
-    """x [n_seq, n_embd] -> [n_seq, n_embd]."""
+    """x [n_tokens, n_embd] -> [n_tokens, n_embd]."""
     return linear(activation(linear(x, mlp.c_fc)), mlp.c_proj)
 
 
@@ -180,7 +182,7 @@ def _blocks(
     lengths: Sequence[int],
     caches: Sequence[KVCache],
 ) -> None:
-    """All blocks on x [n_seq, n_embd], in place. The compiled kernels do the same in one call."""
+    """All blocks on x [n_tokens, n_embd], in place; the compiled kernels do so in one call."""
     epsilon = config.layer_norm_epsilon
     activation = ACTIVATIONS[config.activation_function]
     masks = [causal_mask(length) for length in lengths]
@@ -198,7 +200,7 @@ def hidden_states(
 ) -> Float32:
     """Run one pass on the new ids of each sequence, which follow the positions in its cache.
 
-    Returns [n_seq, n_embd] before `ln_f`: the rows of the first sequence, then of the second, ….
+    Returns [n_tokens, n_embd] before `ln_f`: the rows of the first sequence, then of the second, ….
     """
     lengths = [len(ids) for ids in sequences]
     embedded = [
@@ -216,7 +218,7 @@ def hidden_states(
 
 
 def unchecked_logits(weights: Weights, config: GPT2Config, x: Float32) -> Float32:
-    """Hidden states [n_seq, n_embd] -> [n_seq, vocab_size], NaN where the weights are damaged."""
+    """Hidden states [n_tokens, n_embd] -> [n_tokens, vocab_size]; NaN if weights are damaged."""
     if weights.native:
         from gpt2core.kernels import native
 
@@ -226,21 +228,21 @@ def unchecked_logits(weights: Weights, config: GPT2Config, x: Float32) -> Float3
 
 
 def logits(weights: Weights, config: GPT2Config, x: Float32) -> Float32:
-    """Hidden states [n_seq, n_embd] -> [n_seq, vocab_size].
+    """Hidden states [n_tokens, n_embd] -> [n_tokens, vocab_size].
 
     Raises:
-        CheckpointError: a logit is NaN: the weights are damaged.
+        CheckpointError: a logit is NaN.
     """
     scores = unchecked_logits(weights, config, x)
     if np.isnan(scores.max()):  # NaN if any logit is: one pass, no second array
-        raise CheckpointError("the logits are not finite: the weights are damaged")
+        raise weights.damaged_error()
     return scores
 
 
 def greedy(
     weights: Weights, config: GPT2Config, x: Float32
 ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Hidden states [n_seq, n_embd] -> the most likely ids [n_seq], and is_nan [n_seq].
+    """Hidden states [n_tokens, n_embd] -> the most likely ids [n_tokens], and is_nan [n_tokens].
 
     Ties go to the lowest id. `is_nan` marks rows with NaN logits: their ids are meaningless.
     """
@@ -255,7 +257,11 @@ def greedy(
 
 
 def all_logits(weights: Weights, config: GPT2Config, ids: Sequence[int]) -> Float32:
-    """Logits of every position, [n_seq, vocab_size]; the cache is discarded."""
+    """Logits of every position, [n_tokens, vocab_size]; the cache is discarded.
+
+    Raises:
+        CheckpointError: a logit is NaN.
+    """
     cache = KVCache(config, len(ids))
     scores: Float32 = np.empty((len(ids), config.vocab_size), np.float32)
     for begin in range(0, len(ids), PREFILL_ROWS):

@@ -1,24 +1,25 @@
-"""Prompt lookup: guesses the next tokens from the text so far, for one pass to check several.
+"""Prompt lookup decoding: speculative decoding whose draft tokens are copied from the text so far
+and verified in one forward pass.
 
-A pass that checks three guesses reads the weights once, as a pass for one token does. What followed
-the last two tokens when they stood there before is a guess that is often right: text repeats names
-and phrases (speculative decoding with the prompt as the draft: Saxena 2023, "Prompt Lookup
-Decoding"). Greedy decoding keeps a guess only where it is the most likely token, so the result does
-not change, provided that a token's logits do not depend on the other rows of its pass.
+A pass that verifies three draft tokens reads the weights once, as a pass for one token does. The
+draft is what followed the latest earlier occurrence of the last two tokens: text repeats names and
+phrases (Saxena 2023, "Prompt Lookup Decoding"). Greedy decoding accepts a draft token only if it is
+the most likely one, so the result does not change, provided that a token's logits do not depend on
+the other rows of its pass.
 """
 
 from collections import deque
 from collections.abc import Sequence
 
-MAX_GUESSES = 3
+MAX_DRAFT_TOKENS = 3
 """With the token before them four rows: their products cost little more than one row's."""
-_MAX_COST = 1.4  # a pass with guesses, times a pass without: more is not worth it
-_MAX_PAUSE = 32
+_MAX_COST = 1.4  # a pass with draft tokens, times a pass without: more is not worth it
+_MAX_PAUSE = 32  # passes
 _TIMED_PASSES = 9
 
 
 class PromptLookup:
-    """The guesses for one sequence."""
+    """Proposes draft tokens for one sequence."""
 
     def __init__(self, prompt_ids: Sequence[int]) -> None:
         self._ids = list(prompt_ids)
@@ -28,10 +29,10 @@ class PromptLookup:
         self._pause = 0
         self._next_pause = 1
 
-    def guesses(self, new_ids: Sequence[int], limit: int) -> list[int]:
+    def draft_tokens(self, new_ids: Sequence[int], limit: int) -> list[int]:
         """Up to `limit` ids that may follow the prompt and `new_ids`; often none.
 
-        `new_ids` are those of the call before and more.
+        `new_ids` begins with the `new_ids` of the call before.
         """
         ids = self._ids
         ids += new_ids[len(ids) - self._n_prompt :]
@@ -50,29 +51,35 @@ class PromptLookup:
             found.append(found[len(found) - (n - begin)])
         return found
 
-    def learn(self, n_right: int) -> None:
-        """Take how many guesses were right; after none at all, pause for longer each time."""
-        if n_right:
+    def record_accepted(self, n_accepted: int) -> None:
+        """Record how many draft tokens were accepted.
+
+        After a draft without any, pause; each time in a row for twice as many passes.
+        """
+        if n_accepted:
             self._next_pause = 1
         else:
             self._pause = self._next_pause
             self._next_pause = min(2 * self._next_pause, _MAX_PAUSE)
 
 
-class GuessCost:
-    """Whether guesses pay on this machine, from the times of a sequence's passes."""
+class DraftCost:
+    """Whether draft tokens save time on this machine, from the measured times of passes."""
 
     def __init__(self) -> None:
         self._single: deque[float] = deque(maxlen=_TIMED_PASSES)
-        self._guessing: deque[float] = deque(maxlen=_TIMED_PASSES)
+        self._drafted: deque[float] = deque(maxlen=_TIMED_PASSES)
 
     def add(self, n_rows: int, seconds: float) -> None:
-        """Take the time of a pass that decoded one sequence, in `n_rows`."""
-        (self._single if n_rows == 1 else self._guessing).append(seconds)
+        """Record the time of a pass with `n_rows` rows that decoded one sequence."""
+        (self._single if n_rows == 1 else self._drafted).append(seconds)
 
     @property
     def is_low(self) -> bool:
-        """Whether a pass with guesses takes at most 1.4 times one without; False until known."""
+        """Whether a pass with draft tokens takes at most 1.4 times one without.
+
+        False until three passes without have been timed.
+        """
         if len(self._single) < 3:
             return False
-        return not self._guessing or min(self._guessing) <= _MAX_COST * min(self._single)
+        return not self._drafted or min(self._drafted) <= _MAX_COST * min(self._single)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gpt2core.errors import CheckpointError, GPT2Error, InvalidArgument
+from gpt2core.errors import GPT2Error, InvalidArgument
 from gpt2core.generation import Logprob, Prompt
 from gpt2core.kernels import Float32
 from gpt2core.sampling import MIN_TEMPERATURE, Sampling
@@ -31,14 +31,16 @@ class Sampler:
     def choose(
         self, scores: Float32, new_ids: Sequence[int]
     ) -> tuple[int | GPT2Error, Logprob | None]:
-        """The token after the prompt and `new_ids`, or this sequence's error."""
-        if not np.isfinite(scores.max()):  # the maximum is NaN if any score is
-            return CheckpointError("the logits are not finite: the weights are damaged"), None
+        """The token after the prompt and `new_ids`, or this sequence's error.
+
+        scores [vocab_size] are finite.
+        """
         sampling = self._sampling
         chosen = processed(scores, sampling, self._prompt.ids, new_ids)
         if chosen.max() == -np.inf:
             return InvalidArgument(
-                "no_repeat_ngram_size excludes every token: use a larger value",
+                f"no_repeat_ngram_size is {sampling.no_repeat_ngram_size} and excludes every token:"
+                " use a larger value",
                 param="no_repeat_ngram_size",
             ), None
         if sampling.temperature < MIN_TEMPERATURE:

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gpt2core.config import GPT2Config
-from gpt2core.errors import CheckpointError, GPT2Error, InvalidArgument
+from gpt2core.errors import GPT2Error, InvalidArgument
 from gpt2core.generation import FinishReason, Generation, Logprob, Prompt, Token
 from gpt2core.kernels import Float32
 from gpt2core.model import PREFILL_ROWS, KVCache, greedy, hidden_states, unchecked_logits
-from gpt2core.prompt_lookup import MAX_GUESSES, GuessCost
+from gpt2core.prompt_lookup import MAX_DRAFT_TOKENS, DraftCost
 from gpt2core.sequence import Sampled, SequenceState
 from gpt2core.tokenizer import Tokenizer
 from gpt2core.weights import Weights
@@ -43,12 +45,14 @@ class Event(NamedTuple):
 class Scheduler:
     """Decodes sequences together; each gets the ids that it would get alone.
 
+    With the compiled kernels that is exact. With NumPy, results of a pass depend on its number of
+    rows in the last bits, which can change a token whose two best logits are nearly equal.
+
     `add` prompts, then call `step` until the scheduler is empty (`len`, or its truth value). At
     most `max_num_seqs` sequences run at a time, within `max_cache_bytes` of keys and values (at
     least one always runs); the others wait in order of arrival. Without a tokenizer there are ids
-    but no text. With `prompt_lookup` a sequence that runs alone may get several tokens in a pass:
-    the same tokens with compiled kernels, see `prompt_lookup.py`. Not thread-safe: one thread owns
-    it. Discard it after `step` raises.
+    but no text. With `prompt_lookup` a sequence that runs alone may get several tokens in a pass,
+    see `prompt_lookup.py`. Not thread-safe: one thread owns it. Discard it after `step` raises.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class Scheduler:
         self._running: list[SequenceState] = []
         self._keys: set[Any] = set()
         self._pass_times: deque[float] = deque(maxlen=_TIMED_PASSES)
-        self._guess_cost = GuessCost() if prompt_lookup else None
+        self._draft_cost = DraftCost() if prompt_lookup else None
 
     def __len__(self) -> int:
         """Number of sequences that wait or run."""
@@ -130,13 +134,13 @@ class Scheduler:
         self._admit(started, events)
         if not self._running:
             return events
-        guesses = self._guesses()
-        sampled, decode_only = self._forward(guesses)
+        draft_tokens = self._draft()
+        sampled, decode_only = self._forward(draft_tokens)
         ended = monotonic()
         if decode_only:
             self._pass_times.append(ended - started)
-            if self._guess_cost and len(self._running) == 1:
-                self._guess_cost.add(1 + len(guesses), ended - started)
+            if self._draft_cost and len(self._running) == 1:
+                self._draft_cost.add(1 + len(draft_tokens), ended - started)
         for sequence, token, logprob in sampled:
             if sequence.prompt.key in self._keys:  # the token before may have ended it
                 self._push(sequence, token, logprob, ended, events)
@@ -167,17 +171,17 @@ class Scheduler:
             sequence.begin(self._config, now)
             self._running.append(self._waiting.popleft())
 
-    def _guesses(self) -> list[int]:
-        """Tokens for the next pass to check behind the last one of the only sequence."""
-        if not self._guess_cost or len(self._running) != 1 or not self._guess_cost.is_low:
+    def _draft(self) -> list[int]:
+        """Draft tokens after the last token of the only sequence, for the next pass to verify."""
+        if not self._draft_cost or len(self._running) != 1 or not self._draft_cost.is_low:
             return []
         sequence = self._running[0]
-        limit = min(MAX_GUESSES, sequence.budget - len(sequence.new.ids) - 1)
+        limit = min(MAX_DRAFT_TOKENS, sequence.budget - len(sequence.new.ids) - 1)
         if sequence.sampler or not sequence.new.ids or limit < 1:
             return []
-        return sequence.lookup.guesses(sequence.new.ids, limit)
+        return sequence.lookup.draft_tokens(sequence.new.ids, limit)
 
-    def _forward(self, guesses: list[int]) -> tuple[list[Sampled], bool]:
+    def _forward(self, draft_tokens: list[int]) -> tuple[list[Sampled], bool]:
         """Run one pass; returns the sampled tokens, and whether the pass had no prefill."""
         prefill_room = PREFILL_ROWS
         decode_only = True
@@ -185,11 +189,11 @@ class Scheduler:
         rows: list[Sequence[int]] = []
         sampling: list[SequenceState] = []  # those that get a token in this pass
         last: list[int] = []  # the row of each that determines it
-        n_seq = 0
+        n_tokens = 0
         any_sampler = False
         for sequence in self._running:
             if sequence.new.ids:
-                ids: Sequence[int] = sequence.new.ids[-1:] + guesses
+                ids: Sequence[int] = sequence.new.ids[-1:] + draft_tokens
             elif prefill_room:
                 begin = sequence.cache.n_kv
                 ids = sequence.prompt.ids[begin : begin + prefill_room]
@@ -201,42 +205,47 @@ class Scheduler:
                 any_sampler = True
             scheduled.append(sequence)
             rows.append(ids)
-            n_seq += len(ids)
+            n_tokens += len(ids)
             if sequence.new.ids or sequence.cache.n_kv + len(ids) == len(sequence.prompt.ids):
                 sampling.append(sequence)
-                last.append(n_seq - 1)
+                last.append(n_tokens - 1)
         n_past = [sequence.cache.n_kv for sequence in scheduled] if any_sampler else []
         x = hidden_states(self._weights, self._config, rows, [s.cache for s in scheduled])
-        if guesses:
-            return self._check(sampling[0], guesses, x), decode_only
+        if draft_tokens:
+            return self._verify(sampling[0], draft_tokens, x), decode_only
         if any_sampler:
             self._score_prompts(scheduled, n_past, rows, x)
         if not sampling:
             return [], decode_only
-        x = x if len(last) == n_seq else x[last]
+        x = x if len(last) == n_tokens else x[last]
         if any_sampler and any(sequence.sampler for sequence in sampling):
             return self._choose(sampling, x), decode_only
         return self._greedy(sampling, x), decode_only
 
     def _greedy(self, sequences: Sequence[SequenceState], x: Float32) -> list[Sampled]:
-        """The most likely tokens. x [n_seq, n_embd] has one row for each sequence."""
+        """The most likely tokens. x [n_tokens, n_embd] has one row for each sequence."""
         tokens, is_nan = greedy(self._weights, self._config, x)
         return [
-            (sequence, _damaged_weights() if bad else token, None)
+            (sequence, self._weights.damaged_error() if bad else token, None)
             for sequence, token, bad in zip(
                 sequences, tokens.tolist(), is_nan.tolist(), strict=True
             )
         ]
 
-    def _check(self, sequence: SequenceState, guesses: list[int], x: Float32) -> list[Sampled]:
-        """The most likely tokens up to the first wrong guess; x [1 + len(guesses), n_embd]."""
+    def _verify(
+        self, sequence: SequenceState, draft_tokens: list[int], x: Float32
+    ) -> list[Sampled]:
+        """The most likely tokens up to the first that is not the draft's, and that one.
+
+        x [1 + len(draft_tokens), n_embd].
+        """
         sampled = self._greedy([sequence] * len(x), x)
-        n_right = 0
-        while n_right < len(guesses) and sampled[n_right][1] == guesses[n_right]:
-            n_right += 1
-        sequence.cache.n_kv -= len(guesses) - n_right
-        sequence.lookup.learn(n_right)
-        return sampled[: n_right + 1]
+        n_accepted = 0
+        while n_accepted < len(draft_tokens) and sampled[n_accepted][1] == draft_tokens[n_accepted]:
+            n_accepted += 1
+        sequence.cache.n_kv -= len(draft_tokens) - n_accepted
+        sequence.lookup.record_accepted(n_accepted)
+        return sampled[: n_accepted + 1]
 
     def _choose(self, sequences: Sequence[SequenceState], x: Float32) -> list[Sampled]:
         """Like `_greedy` where some sequences have a sampler; only their logits are kept."""
@@ -253,6 +262,9 @@ class Scheduler:
             if sequence.budget <= 0:  # only the prompt's logprobs were requested
                 sampled.append((sequence, None, None))
                 continue
+            if not np.isfinite(scores.max()):  # the maximum is NaN if any score is
+                sampled.append((sequence, self._weights.damaged_error(), None))
+                continue
             sampled.append((sequence, *sequence.sampler.choose(scores, sequence.new.ids)))
         return sampled
 
@@ -265,8 +277,8 @@ class Scheduler:
     ) -> None:
         """Record the logprobs of the prompt tokens that follow those in `rows`, if requested.
 
-        x [n_seq, n_embd]: the rows of the first sequence, then of the second. `n_past`: positions
-        in each cache before this pass.
+        x [n_tokens, n_embd]: the rows of the first sequence, then of the second. `n_past`:
+        positions in each cache before this pass.
         """
         begin = 0
         for sequence, past, ids in zip(sequences, n_past, rows, strict=True):
@@ -333,10 +345,6 @@ class Scheduler:
         else:
             held = sequence.new.finish()
             events.append(Event(key, [*tokens, *held], sequence.generation(reason, monotonic())))
-
-
-def _damaged_weights() -> CheckpointError:
-    return CheckpointError("the logits are not finite: the weights are damaged")
 
 
 def stream(scheduler: Scheduler, prompt: Prompt) -> Iterator[Token | Generation]:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from gpt2core.config import GPT2Config
 from gpt2core.errors import GPT2Error
-from gpt2core.generation import Continuation, FinishReason, Generation, Logprob, Prompt
+from gpt2core.generation import FinishReason, Generation, IncrementalDetokenizer, Logprob, Prompt
 from gpt2core.model import KVCache
 from gpt2core.prompt_lookup import PromptLookup
 from gpt2core.sampling import Sampling
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SequenceState:
-    """A waiting or running prompt, its KV cache and its continuation."""
+    """A waiting or running prompt, its KV cache and its new tokens."""
 
     __slots__ = (
         "began",
@@ -38,7 +38,7 @@ class SequenceState:
         if config.repetition_penalty != 1 or config.no_repeat_ngram_size:
             prompt = prompt._replace(sampling=_with_defaults(prompt.sampling, config))
         self.prompt = prompt
-        self.new = Continuation(tokenizer, prompt.stop)
+        self.new = IncrementalDetokenizer(tokenizer, prompt.stop)
         self.budget = min(prompt.max_new_tokens, config.n_positions - len(prompt.ids))
         # The last new token does not enter the cache.
         self.capacity = len(prompt.ids) + max(0, self.budget - 1)

@@ -5,12 +5,14 @@ Layer norms, biases and embedded rows are float32.
 """
 
 import contextlib
+import os
 from _thread import allocate_lock, start_new_thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gpt2core.config import GPT2Config
+from gpt2core.errors import CheckpointError
 from gpt2core.files.safetensors import Tensor
 from gpt2core.kernels import Float32, Matrix, prepare
 from gpt2core.kernels.matrix import needs_copy, rows_to_float32, to_float32
@@ -32,7 +34,7 @@ class Attention(NamedTuple):
     c_attn: Matrix
     c_proj: Matrix
     scale: float
-    """Factor of query times key."""
+    """Of the attention scores: see `attention_scale`."""
 
 
 class MLP(NamedTuple):
@@ -99,9 +101,10 @@ class Weights:
         self._ahead = True
 
     def embed(self, ids: np.ndarray[tuple[Any, ...], np.dtype[np.intp]], position: int) -> Float32:
-        """Token plus position embeddings of `ids` [n_seq], the first at `position`; a new array.
+        """Token plus position embeddings of `ids` [n_tokens], the first at `position`.
 
-        Reads only the rows it needs, so a cold start does not load the whole table.
+        Returns float32 [n_tokens, n_embd], a new array. Reads only the rows it needs, so a cold
+        start does not load the whole table.
         """
         rows = rows_to_float32(self._tensors["wte.weight"], ids)
         rows += rows_to_float32(self._tensors["wpe.weight"], slice(position, position + len(ids)))
@@ -137,6 +140,14 @@ class Weights:
             self._forward = Forward(self, self._config)
         return self._forward
 
+    def damaged_error(self) -> CheckpointError:
+        """The error for logits that are NaN or infinite."""
+        folder = os.path.dirname(self._tensors["wte.weight"].file)
+        return CheckpointError(
+            f"the logits are NaN or infinite: the weights in {folder} are damaged; download the"
+            " model again"
+        )
+
     def _prepare_backwards(self) -> None:
         try:
             self.lm_head  # noqa: B018 (the property prepares it)
@@ -159,7 +170,11 @@ class Weights:
 
 
 def attention_scale(config: GPT2Config, layer: int) -> float:
-    """Factor of query times key in block `layer`."""
+    """Scale of the attention scores of block `layer`.
+
+    1 / sqrt(head_dim), divided by (layer + 1) with `scale_attn_by_inverse_layer_idx`; 1 in place of
+    1 / sqrt(head_dim) without `scale_attn_weights`.
+    """
     scale = config.head_dim**-0.5 if config.scale_attn_weights else 1.0
     return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
 

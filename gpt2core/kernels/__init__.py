@@ -1,4 +1,4 @@
-"""Products of activations with weights: compiled kernels where available, else NumPy."""
+"""Products of activations with weights: native (compiled) kernels where available, else NumPy."""
 
 from typing import NamedTuple
 
@@ -21,12 +21,12 @@ CHOICES = ("auto", "native", "numpy")
 
 
 class Native(NamedTuple):
-    """Whether the compiled kernels run on this processor."""
+    """Whether the native (compiled) kernels run on this processor."""
 
     instruction_set: str | None
     """avx512, avx2 or neon; None if they do not run."""
     reason: str
-    """Why they do not run, or ""."""
+    """Why they do not run, continuing "the native kernels"; or ""."""
 
 
 def choose_native() -> Native:
@@ -37,7 +37,9 @@ def choose_native() -> Native:
     try:
         from gpt2core.kernels import _kernels
     except ImportError as error:
-        problem = "are not built" if isinstance(error, ModuleNotFoundError) else str(error)
+        is_built = not isinstance(error, ModuleNotFoundError)
+        problem = f"cannot be loaded ({error})" if is_built else "are not built"
         return Native(None, f"{problem}: run python scripts/build_kernels.py to build them")
     name = _kernels.choose(None)
-    return Native(name, "" if name else "need AVX2, FMA and F16C, or Armv8")
+    unsupported = "are not supported by this processor (they need AVX2, FMA and F16C, or Armv8)"
+    return Native(name, "" if name else unsupported)

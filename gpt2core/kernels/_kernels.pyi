@@ -1,4 +1,11 @@
-# The functions are documented at their definitions in `_kernels.c`.
+# The definitions are in `_kernels.c`.
+#
+# Arrays are C-contiguous and float32 unless a comment says otherwise; `rows` is n_tokens. Matrices
+# have n_in inputs and n_out outputs. Every function that computes may raise:
+#     RuntimeError   `choose` has not selected kernels
+#     ValueError     an array has another size or item size, or a number is out of range
+#     TypeError      an argument has another type
+#     MemoryError
 from collections.abc import Sequence
 from typing import Any, TypeAlias, final
 
@@ -7,6 +14,8 @@ Buffer: TypeAlias = Any  # `collections.abc.Buffer` since Python 3.12
 @final
 class Matrix: ...
 
+# kind: a value of `native.KINDS`. data: [n_out, n_in], or [n_in, n_out] if columns is 1, in the
+# type of the kind, at any alignment. scale: [n_out, ceil(n_in / GROUP)], for int8. bias: [n_out].
 def matrix(
     kind: int,
     columns: int,
@@ -17,6 +26,9 @@ def matrix(
     bias: Buffer | None,
     /,
 ) -> Matrix: ...
+
+# Writes y [rows, n_out] = activation(x [rows, n_in] @ matrix + bias) + residual [rows, n_out].
+# activation: a value of `native.ACTIVATIONS`.
 def linear(
     matrix: Matrix,
     x: Buffer,
@@ -26,11 +38,22 @@ def linear(
     residual: Buffer | None,
     /,
 ) -> None: ...
+
+# Writes the index of the largest output of each row of x [rows, n_in], the lowest of equals, to ids
+# int64 [rows], and whether the row has a NaN to is_nan bool [rows].
 def greedy(matrix: Matrix, x: Buffer, rows: int, ids: Buffer, is_nan: Buffer, /) -> None: ...
+
+# Writes y [rows, n] from x [rows, n], weight [n] and bias [n].
 def layer_norm(
     x: Buffer, rows: int, n: int, weight: Buffer, bias: Buffer, epsilon: float, y: Buffer, /
 ) -> None: ...
+
+# Applies the activation to x of any shape, in place.
 def activate(x: Buffer, activation: int, /) -> None: ...
+
+# One layer: qkv [rows, 3, n_head, head_dim] -> heads [rows, n_head, head_dim]. sequences: (rows,
+# n_past, keys, values), keys and values [n_head, capacity, head_dim], which get the new ones.
+# ValueError: n_past + rows exceeds the capacity.
 def attention(
     qkv: Buffer,
     heads: Buffer,
@@ -40,6 +63,10 @@ def attention(
     scale: float,
     /,
 ) -> None: ...
+
+# All blocks on x [rows, n_embd], in place. blocks: (ln_1 weight, bias, c_attn, c_proj, ln_2 weight,
+# bias, c_fc, c_proj, scale). sequences: as for `attention`, but keys and values are [n_layer,
+# n_head, capacity, head_dim].
 def forward(
     x: Buffer,
     blocks: Sequence[tuple[Buffer, Buffer, Matrix, Matrix, Buffer, Buffer, Matrix, Matrix, float]],
@@ -51,5 +78,10 @@ def forward(
     activation: int,
     /,
 ) -> None: ...
+
+# Selects kernels by instruction set, or the fastest that this processor supports; returns the name,
+# or None if it supports none of them.
 def choose(name: str | None, /) -> str | None: ...
+
+# ValueError: n is less than 1.
 def set_threads(n: int, /) -> None: ...

@@ -1,4 +1,4 @@
-"""GPT-2's forward pass with the compiled kernels. The tests compare them with NumPy.
+"""GPT-2's forward pass with the native (compiled) kernels. The tests compare them with NumPy.
 
 Weights are read directly from the mapped file, at any alignment and in any precision. Results are
 bit-identical for any number of rows and threads, any split of a prompt, and every instruction set:
@@ -93,21 +93,24 @@ def handle(matrix: Matrix) -> "_kernels.Matrix":
 def linear(
     x: Float32, matrix: Matrix, activation: str = "linear", residual: Float32 | None = None
 ) -> Float32:
-    """activation(x [n_seq, n_in] @ matrix + bias) + residual -> [n_seq, n_out]."""
+    """activation(x [n_tokens, n_in] @ matrix + bias) + residual -> [n_tokens, n_out]."""
     y: Float32 = np.empty((len(x), matrix.tensor.data.shape[1]), np.float32)
     _kernels.linear(handle(matrix), x, len(x), y, ACTIVATIONS[activation], residual)
     return y
 
 
 def layer_norm(x: Float32, norm: "Norm", epsilon: float) -> Float32:
-    """x [n_seq, n_embd] -> [n_seq, n_embd]; same as `gpt2core.model.layer_norm`."""
+    """x [n_tokens, n_embd] -> [n_tokens, n_embd]; same as `gpt2core.model.layer_norm`."""
     y: Float32 = np.empty_like(x)
     _kernels.layer_norm(x, len(x), x.shape[1], norm.weight, norm.bias, epsilon, y)
     return y
 
 
 def greedy(x: Float32, matrix: Matrix) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The index of the largest output of each row [n_seq], and which rows have NaN [n_seq]."""
+    """The index of the largest output of each row, and which rows have NaN.
+
+    x [n_tokens, n_in] -> ids int64 [n_tokens], is_nan bool [n_tokens].
+    """
     ids, is_nan = np.empty(len(x), np.int64), np.empty(len(x), np.bool_)
     _kernels.greedy(handle(matrix), x, len(x), ids, is_nan)
     return ids, is_nan
@@ -133,7 +136,7 @@ class Forward:
         ]
 
     def __call__(self, x: Float32, lengths: "Sequence[int]", caches: "Sequence[KVCache]") -> None:
-        """Run all blocks on x [n_seq, n_embd] in place; append keys and values to the caches."""
+        """Run all blocks on x [n_tokens, n_embd] in place; append keys and values to the caches."""
         config = self._config
         _kernels.forward(
             x,

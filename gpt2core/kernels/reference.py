@@ -24,7 +24,7 @@ def prepare(matrix: Matrix) -> Float32:
 
 
 def linear(x: Float32, matrix: Matrix) -> Float32:
-    """x [n_seq, n_in] -> [n_seq, n_out], with the bias."""
+    """x [n_tokens, n_in] -> [n_tokens, n_out], with the bias."""
     weight = prepare(matrix)
     if 1 < len(x) <= FEW_ROWS:
         product: Float32 = np.empty((len(x), weight.shape[1]), np.float32)
@@ -38,7 +38,7 @@ def linear(x: Float32, matrix: Matrix) -> Float32:
 
 
 def unembed(x: Float32, matrix: Matrix) -> Float32:
-    """x [n_seq, n_embd] -> logits [n_seq, vocab_size]."""
+    """x [n_tokens, n_embd] -> logits [n_tokens, vocab_size]."""
     scores: Float32 = np.matmul(x, prepare(matrix))
     return scores
 

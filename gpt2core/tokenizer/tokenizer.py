@@ -11,7 +11,13 @@ from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from gpt2core.errors import InvalidArgument, InvalidPrompt, TablesFormatError, TokenizerError
-from gpt2core.files.names import MERGES_FILE, TABLES_FILE, TOKENIZER_FILE, tokenizer_files
+from gpt2core.files.names import (
+    MERGES_FILE,
+    TABLES_FILE,
+    TOKENIZER_FILE,
+    follow_current,
+    tokenizer_files,
+)
 from gpt2core.tokenizer.tables import Tables
 
 
@@ -46,14 +52,16 @@ class Tokenizer:
 
     @classmethod
     def open(cls, model_dir: str | os.PathLike[str]) -> "Tokenizer":
-        """Map `tokenizer.safetensors`, or read `tokenizer.json` or `vocab.json` and `merges.txt`.
+        """Map the compiled `tokenizer.safetensors`.
 
-        The raw files are read if both exist and the raw files have changed since.
+        If it is missing, or the raw files next to it have changed since it was compiled, read
+        `tokenizer.json`, or else `vocab.json` and `merges.txt`.
 
         Raises:
             TokenizerError: the files are missing, invalid or not byte-level BPE.
+            ModelError: `CURRENT` in the directory does not name a model.
         """
-        folder = os.fspath(model_dir)
+        folder = follow_current(os.fspath(model_dir))
         tables = os.path.join(folder, TABLES_FILE)
         if os.path.isfile(tables):
             sources = _sources(folder)
@@ -86,6 +94,7 @@ class Tokenizer:
 
         Raises:
             InvalidPrompt: `text` is not a str, or has a lone surrogate, which cannot be encoded.
+            TokenizerError: added tokens overlap in `text` (raw tokenizer files only).
         """
         if not isinstance(text, str):
             raise InvalidPrompt(
@@ -172,9 +181,9 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
-    def settled(self) -> bool:
-        """Whether no character is incomplete."""
-        return not self._utf8.getstate()[0]
+    def has_pending(self) -> bool:
+        """Whether the bytes of an incomplete character are held back."""
+        return bool(self._utf8.getstate()[0])
 
     def push(self, token: int) -> str:
         """The characters that this token completes, possibly "".

@@ -7,7 +7,7 @@ import pytest
 from gpt2core import Engine
 from gpt2core.generation import Generation, Prompt
 from gpt2core.pack import pack
-from gpt2core.prompt_lookup import GuessCost, PromptLookup
+from gpt2core.prompt_lookup import DraftCost, PromptLookup
 from gpt2core.sampling import Sampling
 from gpt2core.scheduler import Scheduler
 from tests.conftest import ROOT
@@ -17,42 +17,42 @@ from tests.support.models import small_config, write_model
 PROMPTS = ["Once upon a time there was a king who", "My name is", "A", "The fox and the fox and"]
 
 
-def test_a_guess_is_what_followed_the_last_two_tokens_most_recently() -> None:
-    assert PromptLookup([1, 2, 7, 1, 2, 8, 9, 1, 2]).guesses([], 3) == [8, 9, 1]
+def test_a_draft_is_what_followed_the_last_two_tokens_most_recently() -> None:
+    assert PromptLookup([1, 2, 7, 1, 2, 8, 9, 1, 2]).draft_tokens([], 3) == [8, 9, 1]
 
 
-def test_guesses_reach_from_the_prompt_into_the_new_tokens() -> None:
-    assert PromptLookup([5, 1, 2, 3]).guesses([4, 1, 2], 2) == [3, 4]
+def test_draft_tokens_reach_from_the_prompt_into_the_new_tokens() -> None:
+    assert PromptLookup([5, 1, 2, 3]).draft_tokens([4, 1, 2], 2) == [3, 4]
 
 
-def test_unseen_token_pairs_give_no_guess() -> None:
-    assert PromptLookup([1, 2, 3]).guesses([], 3) == []
-    assert PromptLookup([1]).guesses([], 3) == []
+def test_unseen_token_pairs_give_no_draft() -> None:
+    assert PromptLookup([1, 2, 3]).draft_tokens([], 3) == []
+    assert PromptLookup([1]).draft_tokens([], 3) == []
 
 
 def test_a_repetition_is_continued_beyond_the_end_of_the_text() -> None:
-    assert PromptLookup([4, 4, 4]).guesses([], 3) == [4, 4, 4]
-    assert PromptLookup([1, 2, 1, 2]).guesses([], 3) == [1, 2, 1]
+    assert PromptLookup([4, 4, 4]).draft_tokens([], 3) == [4, 4, 4]
+    assert PromptLookup([1, 2, 1, 2]).draft_tokens([], 3) == [1, 2, 1]
 
 
-def test_wrong_guesses_double_the_pause_and_right_ones_reset_it() -> None:
+def test_wrong_draft_tokens_double_the_pause_and_right_ones_reset_it() -> None:
     lookup = PromptLookup([4, 4, 4])
 
-    def passes_without_guess() -> int:
+    def passes_without_draft() -> int:
         n = 0
-        while not lookup.guesses([], 3):
+        while not lookup.draft_tokens([], 3):
             n += 1
         return n
 
     pauses = []
     for _ in range(8):
-        lookup.learn(0)
-        pauses.append(passes_without_guess())
+        lookup.record_accepted(0)
+        pauses.append(passes_without_draft())
     assert pauses == [1, 2, 4, 8, 16, 32, 32, 32]
-    lookup.learn(1)
-    assert passes_without_guess() == 0
-    lookup.learn(0)
-    assert passes_without_guess() == 1
+    lookup.record_accepted(1)
+    assert passes_without_draft() == 0
+    lookup.record_accepted(0)
+    assert passes_without_draft() == 1
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,16 @@ def test_wrong_guesses_double_the_pause_and_right_ones_reset_it() -> None:
         ([(1, 1.0)] * 3 + [(4, 1.5)] + [(1, 1.2)] * 9, True),  # single passes became slower
     ],
 )
-def test_guesses_are_made_if_they_cost_at_most_1_4_passes(
+def test_draft_tokens_are_made_if_they_cost_at_most_1_4_passes(
     times: list[tuple[int, float]], is_low: bool
 ) -> None:
-    cost = GuessCost()
+    cost = DraftCost()
     for n_rows, seconds in times:
         cost.add(n_rows, seconds)
     assert cost.is_low == is_low
 
 
-class _AlwaysLow(GuessCost):
+class _AlwaysLow(DraftCost):
     is_low = True
 
 
@@ -92,7 +92,7 @@ def decoded(engine: Engine, prompts: list[Prompt], lookup: bool) -> tuple[list[G
     """Results in the order of the prompts, and the number of passes."""
     scheduler = Scheduler(engine._weights, engine.config, engine.tokenizer, prompt_lookup=lookup)
     if lookup:
-        scheduler._guess_cost = _AlwaysLow()
+        scheduler._draft_cost = _AlwaysLow()
     for prompt in prompts:
         scheduler.add(prompt)
     found: dict[int, Generation] = {}
@@ -134,13 +134,13 @@ def test_a_sequence_ends_at_the_context_limit(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("stop", [" the", "e", ", and"])
-def test_a_stop_string_among_the_guesses_ends_the_text(engine: Engine, stop: str) -> None:
+def test_a_stop_string_among_the_draft_tokens_ends_the_text(engine: Engine, stop: str) -> None:
     for text in PROMPTS:
         prompt = Prompt(0, engine.encode_prompt(text), 100, stop=(stop,))
         assert decoded(engine, [prompt], True)[0] == decoded(engine, [prompt], False)[0]
 
 
-def test_batched_and_sampled_sequences_make_no_guesses(engine: Engine) -> None:
+def test_batched_and_sampled_sequences_make_no_draft_tokens(engine: Engine) -> None:
     ids = engine.encode_prompt(PROMPTS[3])
     together = [Prompt(i, ids, 40) for i in range(2)]
     sampled = [Prompt(0, ids, 40, sampling=Sampling(temperature=0.5, seed=3))]
@@ -148,7 +148,7 @@ def test_batched_and_sampled_sequences_make_no_guesses(engine: Engine) -> None:
         assert decoded(engine, prompts, True) == decoded(engine, prompts, False)
 
 
-def test_an_end_of_text_token_among_the_guesses_ends_the_text(engine: Engine) -> None:
+def test_an_end_of_text_token_among_the_draft_tokens_ends_the_text(engine: Engine) -> None:
     ids = engine.encode_prompt(PROMPTS[3])
     for end in dict.fromkeys(engine.generate_ids(ids, 60)):
         config = engine.config._replace(eos_token_ids=(end,))
@@ -158,6 +158,6 @@ def test_an_end_of_text_token_among_the_guesses_ends_the_text(engine: Engine) ->
         assert [found] == decoded(ending, [Prompt(0, ids, 60)], False)[0]
 
 
-def test_numpy_kernels_make_no_guesses(tmp_path: Path) -> None:
+def test_numpy_kernels_make_no_draft_tokens(tmp_path: Path) -> None:
     engine = Engine.open(write_model(tmp_path / "m", small_config()), kernels="numpy")
     assert engine._prompt_lookup is False

@@ -23,7 +23,7 @@ def open_reference(model_dir: Path) -> Any:
 
 
 def logits(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
-    """float32 [n_seq, vocab_size]."""
+    """float32 [n_tokens, vocab_size]."""
     import torch
 
     with torch.no_grad():

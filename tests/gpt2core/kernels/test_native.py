@@ -145,8 +145,8 @@ def attend(
     """The attention of one sequence and layer, with its rows split into pieces."""
     from gpt2core.kernels import _kernels
 
-    n_seq, width = len(qkv), qkv.shape[1] // 3
-    keys = np.full((n_head, n_seq + past + 3, width // n_head), np.nan, np.float32)
+    n_tokens, width = len(qkv), qkv.shape[1] // 3
+    keys = np.full((n_head, n_tokens + past + 3, width // n_head), np.nan, np.float32)
     values = keys.copy()
     pieces, at = [], 0
     for length in cuts:
@@ -162,18 +162,18 @@ def attend(
     ("n_head", "head_dim"), [(1, 1), (3, 8), (2, 16), (3, 40), (2, 64), (1, 80)]
 )
 def test_attention_agrees_with_numpy_for_any_split(n_head: int, head_dim: int) -> None:
-    n_seq = 75
-    qkv = 4 * uniform(1, (n_seq, 3 * n_head * head_dim))
-    q, k, v = qkv.reshape(n_seq, 3, n_head, head_dim).transpose(1, 2, 0, 3).astype(np.float64)
+    n_tokens = 75
+    qkv = 4 * uniform(1, (n_tokens, 3 * n_head * head_dim))
+    q, k, v = qkv.reshape(n_tokens, 3, n_head, head_dim).transpose(1, 2, 0, 3).astype(np.float64)
     scores = 0.3 * q @ k.transpose(0, 2, 1)
-    scores[:, np.triu(np.ones((n_seq, n_seq), bool), 1)] = -np.inf
+    scores[:, np.triu(np.ones((n_tokens, n_tokens), bool), 1)] = -np.inf
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     exact = (weights / weights.sum(axis=-1, keepdims=True)) @ v
-    whole = attend(qkv, n_head, [n_seq])
+    whole = attend(qkv, n_head, [n_tokens])
     np.testing.assert_allclose(
-        whole, exact.transpose(1, 0, 2).reshape(n_seq, -1), rtol=0, atol=3e-6
+        whole, exact.transpose(1, 0, 2).reshape(n_tokens, -1), rtol=0, atol=3e-6
     )
-    for cuts in ([1] * n_seq, [7, 1, 40, 27], [64, 11]):
+    for cuts in ([1] * n_tokens, [7, 1, 40, 27], [64, 11]):
         assert (attend(qkv, n_head, cuts) == whole).all()
 
 
@@ -251,6 +251,17 @@ def test_raw_and_packed_f32_have_the_same_logits(tmp_path: Any) -> None:
 def test_unknown_kernels_are_rejected() -> None:
     with pytest.raises(InvalidArgument, match="kernels 'fast' is not one of auto, native, numpy"):
         Engine.open(DEMO, kernels="fast")
+
+
+def test_kernels_that_do_not_run_here_are_an_error_with_the_fix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from gpt2core.kernels import _kernels
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_kernels, "choose", lambda name: None)
+        with pytest.raises(InvalidArgument, match=r"not supported by this processor.*'numpy'"):
+            Engine.open(DEMO, kernels="native")
 
 
 def test_unknown_instruction_sets_are_not_chosen() -> None:

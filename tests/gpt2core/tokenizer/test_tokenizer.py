@@ -126,7 +126,7 @@ def test_incomplete_utf8_is_held_back_and_replaced_at_the_end(tmp_path: Path) ->
     decoder = Tokenizer.open(tmp_path).decoder()
     wave = "\U0001f44b".encode()
     assert [decoder.push(b) for b in wave] == ["", "", "", "\U0001f44b"]
-    assert (decoder.push(wave[0]), decoder.settled, decoder.finish()) == ("", False, "\ufffd")
+    assert (decoder.push(wave[0]), decoder.has_pending, decoder.finish()) == ("", True, "\ufffd")
 
 
 def test_truncation_and_padding_of_a_tokenizer_file_are_ignored(tmp_path: Path) -> None:
