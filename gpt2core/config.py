@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from gpt2core.errors import ConfigError
 from gpt2core.files.names import GENERATION_FILE
-from gpt2core.sampling import RANGES
+from gpt2core.sampling import RANGES, describe_range
 
 # Names that `transformers` uses for the functions in `gpt2core.model.ACTIVATIONS`.
 ACTIVATION_NAMES = (
@@ -115,13 +115,20 @@ class GPT2Config(NamedTuple):
         for field, accepted in _SUPPORTED_VALUES.items():
             if field in raw and raw[field] not in accepted:
                 raise ConfigError(
-                    f"{raw[field]!r} is not supported, only {accepted[0]!r}", file=file, field=field
+                    f"is {_preview(raw[field])}; only {accepted[0]!r} is supported",
+                    file=file,
+                    field=field,
                 )
 
         fields = dict(raw)
         for alias, field in _ALIASES.items():
             if alias in raw and raw.get(field, raw[alias]) != raw[alias]:
-                raise ConfigError(f"contradicts {field}", file=file, field=alias)
+                raise ConfigError(
+                    f"is {_preview(raw[alias])} but {field} is {_preview(raw[field])}: remove one"
+                    " of them",
+                    file=file,
+                    field=alias,
+                )
             if alias in raw:
                 fields[field] = raw[alias]
 
@@ -129,32 +136,38 @@ class GPT2Config(NamedTuple):
             value = fields.get(field, default)
             if type(value) is not int or not 1 <= value <= maximum:
                 raise ConfigError(
-                    f"{value!r} is not an integer from 1 to {maximum}", file=file, field=field
+                    f"is {_preview(value)}, not an integer from 1 to {maximum}",
+                    file=file,
+                    field=field,
                 )
             return value
 
         def flag(field: str, default: bool) -> bool:
             value = raw.get(field, default)
             if type(value) is not bool:
-                raise ConfigError(f"{value!r} is not true or false", file=file, field=field)
+                raise ConfigError(
+                    f"is {_preview(value)}, not true or false", file=file, field=field
+                )
             return value
 
         n_embd, n_head = size("n_embd", 768), size("n_head", 12)
         if n_embd % n_head:
             raise ConfigError(
-                f"n_embd {n_embd} is not divisible by {n_head}", file=file, field="n_head"
+                f"is {n_head}, which does not divide n_embd, {n_embd}", file=file, field="n_head"
             )
         activation = raw.get("activation_function", "gelu_new")
         if activation not in ACTIVATION_NAMES:
             raise ConfigError(
-                f"{activation!r} is not supported, only {', '.join(ACTIVATION_NAMES)}",
+                f"is {_preview(activation)}, not one of {', '.join(ACTIVATION_NAMES)}",
                 file=file,
                 field="activation_function",
             )
         epsilon = raw.get("layer_norm_epsilon", 1e-5)
         if type(epsilon) not in (int, float) or not 0 <= epsilon < 1:
             raise ConfigError(
-                f"{epsilon!r} is not in [0, 1)", file=file, field="layer_norm_epsilon"
+                f"is {_preview(epsilon)}, not a number of at least 0 and less than 1",
+                file=file,
+                field="layer_norm_epsilon",
             )
         return cls(
             vocab_size=size("vocab_size", 50257),
@@ -214,8 +227,8 @@ def read_text(path: str) -> str:
             return file.read().decode("utf-8")
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", file=path) from error
-    except ValueError as error:
-        raise ConfigError("is not JSON in UTF-8", file=path) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is not UTF-8 (byte {error.start})", file=path) from error
 
 
 def parse_json(text: str, file: str) -> dict[str, Any]:
@@ -227,7 +240,7 @@ def parse_json(text: str, file: str) -> dict[str, Any]:
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError("is not JSON in UTF-8", file=file) from error
+        raise ConfigError(f"is not valid JSON ({error})", file=file) from error
     if not isinstance(raw, dict):
         raise ConfigError(f"is a JSON {type(raw).__name__}, not an object", file=file)
     return raw
@@ -251,7 +264,8 @@ def _generation_fields(
         if neutral == (0,) and isinstance(value, (int, float)) and value < 0:
             continue
         raise ConfigError(
-            f"{_preview(value)} changes the output and is not supported: remove the field",
+            f"is {_preview(value)}, which changes the output and is not supported: remove the"
+            " field",
             file=file,
             field=field,
         )
@@ -272,9 +286,7 @@ def _penalties(raw: Mapping[str, Any], file: str) -> dict[str, Any]:
         accepted = (int,) if kind is int else (int, float)
         if type(value) not in accepted or value > maximum or (value < minimum and neutral):
             raise ConfigError(
-                f"{_preview(value)} is not a number from {minimum:g} to {maximum:g}",
-                file=file,
-                field=field,
+                f"is {_preview(value)}, not {describe_range(field)}", file=file, field=field
             )
         found[field] = max(value, minimum) if kind is float else max(value, 0)
     return found
@@ -294,6 +306,8 @@ def _token_ids(
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(v) is int and 0 <= v <= _MAX_SIZE for v in values):
         raise ConfigError(
-            f"{value!r} is not a token id, a list of token ids or null", file=file, field=field
+            f"is {_preview(value)}, not a token id, a list of token ids or null",
+            file=file,
+            field=field,
         )
     return tuple(values)

@@ -1,7 +1,8 @@
 """The exceptions of the core.
 
-`str(error)` is one sentence that names the bad value and the fix. `param` names the argument at
-fault, if there is one. Callers map the types to HTTP statuses or exit codes.
+`str(error)` is one line: the file or argument at fault, what is wrong with it, and the fix unless
+it is obvious. `param` names the argument at fault, if there is one. Callers map the types to HTTP
+statuses or exit codes.
 """
 
 
@@ -15,11 +16,21 @@ class GPT2Error(Exception):
         super().__init__(self.message)
 
 
+# Problems that begin with a verb have the file, the field or the tensor as their subject.
+_VERBS = ("is ", "has ", "cannot ", "needs ", "was ", "begins ", "ends ")
+
+
+def _message(subject: str, problem: str) -> str:
+    if not subject:
+        return problem
+    return f"{subject}{' ' if problem.startswith(_VERBS) else ': '}{problem}"
+
+
 class ModelError(GPT2Error):
     """A model directory cannot be used. `file` is the file at fault, or ""."""
 
     def __init__(self, problem: str, *, file: str = "") -> None:
-        super().__init__(f"{file}: {problem}" if file else problem)
+        super().__init__(_message(file, problem))
         self.problem = problem
         self.file = file
 
@@ -28,7 +39,7 @@ class ConfigError(ModelError):
     """`config.json` is invalid or needs an unsupported feature. `field` names the entry."""
 
     def __init__(self, problem: str, *, file: str = "", field: str = "") -> None:
-        super().__init__(f"{field}: {problem}" if field else problem, file=file)
+        super().__init__(_message(field, problem), file=file)
         self.field = field
 
 
@@ -37,7 +48,7 @@ class CheckpointError(ModelError):
 
     def __init__(self, problem: str, *, file: str = "", tensor: str = "") -> None:
         # The name comes from the file: `ascii` keeps control characters out of terminals.
-        super().__init__(f"tensor {tensor!a}: {problem}" if tensor else problem, file=file)
+        super().__init__(_message(f"tensor {tensor!a}" if tensor else "", problem), file=file)
         self.tensor = tensor
 
 

@@ -26,7 +26,10 @@ MIN_TEMPERATURE = 1e-5
 
 
 class SamplingOptions(TypedDict, total=False):
-    """`Sampling` as keyword arguments; None means the default. Without a seed a random one."""
+    """`Sampling` as keyword arguments; None means the default.
+
+    If `seed` is missing, a random seed is used.
+    """
 
     temperature: float | None
     top_k: int | None
@@ -59,7 +62,8 @@ class Sampling(NamedTuple):
     """No n-gram of this size occurs twice in prompt and continuation; 0: no limit."""
     presence_penalty: float = 0.0
     """Subtracted from the logits of tokens in the continuation.
-    Source of both: https://platform.openai.com/docs/guides/text-generation"""
+    Source of presence_penalty and frequency_penalty:
+    https://platform.openai.com/docs/guides/text-generation"""
     frequency_penalty: float = 0.0
     """Subtracted for each occurrence of the token in the continuation."""
     logit_bias: Mapping[int, float] | None = None
@@ -93,6 +97,10 @@ def checked_sampling(options: Mapping[str, Any], vocab_size: int | None = None) 
         InvalidArgument: a value has the wrong type or is out of range; `param` names it.
         TypeError: an unknown option.
     """
+    for name in options:
+        if name not in SamplingOptions.__annotations__:
+            known = ", ".join(SamplingOptions.__annotations__)
+            raise TypeError(f"unexpected keyword argument {name!r}: sampling options are {known}")
     given = {name: value for name, value in options.items() if value is not None}
     for name, (kind, minimum, maximum) in RANGES.items():
         if name not in given:
@@ -100,14 +108,20 @@ def checked_sampling(options: Mapping[str, Any], vocab_size: int | None = None) 
         value = given[name]
         is_number = isinstance(value, int if kind is int else (int, float))
         if not is_number or isinstance(value, bool) or not minimum <= value <= maximum:
-            expected = "an integer" if kind is int else "a number"
             raise InvalidArgument(
-                f"{name} is {_preview(value)}, not {expected} from {minimum:g} to {maximum:g}",
-                param=name,
+                f"{name} is {_preview(value)}, not {describe_range(name)}", param=name
             )
     if "logit_bias" in given:
         _check_bias(given["logit_bias"], vocab_size)
     return Sampling(**given)
+
+
+def describe_range(name: str) -> str:
+    """The accepted values of a parameter, for error messages."""
+    kind, minimum, maximum = RANGES[name]
+    if kind is int:
+        return f"an integer from {minimum} to {maximum}"
+    return f"a number from {minimum:g} to {maximum:g}"
 
 
 def _check_bias(bias: object, vocab_size: int | None) -> None:
@@ -139,7 +153,10 @@ def checked_logprobs(logprobs: object, prompt_logprobs: object) -> int | None:
     """
     if logprobs is None:
         if prompt_logprobs:
-            raise InvalidArgument("prompt_logprobs needs logprobs", param="logprobs")
+            raise InvalidArgument(
+                f"prompt_logprobs is set but logprobs is None: set logprobs to 0-{MAX_LOGPROBS}",
+                param="logprobs",
+            )
         return None
     if type(logprobs) is not int or not 0 <= logprobs <= MAX_LOGPROBS:
         raise InvalidArgument(

@@ -34,7 +34,7 @@ def open_directory(path: str, precision: str) -> tuple[GPT2Config, dict[str, Ten
             param="precision",
         )
     file = os.path.join(path, PACKED_FILE)
-    has_raw = any(os.path.exists(os.path.join(path, name)) for name in (SINGLE_FILE, INDEX_FILE))
+    has_raw = has_raw_weights(path)
     held = "f32"
     packed = None
     if os.path.exists(file):
@@ -46,12 +46,18 @@ def open_directory(path: str, precision: str) -> tuple[GPT2Config, dict[str, Ten
             from warnings import warn
 
             warn(f"{error}; using the raw files", stacklevel=3)
-    if packed:
+    if not packed:
+        check_has_model(path)
+    else:
         held = packed.precision
         config = _config(path, packed, has_raw)
         is_same = config.is_same_network(packed.config)
         if not is_same and not has_raw:
-            raise ModelError("does not match config.json", file=file)
+            raise ModelError(
+                "was packed for another network than config.json describes: pack the model again,"
+                " or restore config.json",
+                file=file,
+            )
         is_current = is_same and not (has_raw and _sources_changed(path, packed.metadata))
         if is_current and precision in ("auto", held):
             return config, packed.tensors
@@ -62,6 +68,23 @@ def open_directory(path: str, precision: str) -> tuple[GPT2Config, dict[str, Ten
         f"{path} has precision {held}, not {precision}: pack the model again",
         param="precision",
     )
+
+
+def has_raw_weights(path: str) -> bool:
+    """Whether a directory has weights in Hugging Face's layout."""
+    return any(os.path.exists(os.path.join(path, name)) for name in (SINGLE_FILE, INDEX_FILE))
+
+
+def check_has_model(path: str) -> None:
+    """Check that a directory has `config.json` and raw weights.
+
+    Raises:
+        ModelError: names the missing file.
+    """
+    if not os.path.exists(os.path.join(path, CONFIG_FILE)):
+        raise ModelError(f"is not a model directory: it has no {CONFIG_FILE}", file=path)
+    if not has_raw_weights(path):
+        raise ModelError(f"is not a model directory: it has no {SINGLE_FILE}", file=path)
 
 
 def _config(path: str, packed: Packed, has_raw: bool) -> GPT2Config:

@@ -93,13 +93,19 @@ def parse_manifest(raw: bytes, file: str = MANIFEST_FILE) -> Manifest:
         ManifestError: it is not a manifest of this version, or a file name is not safe.
     """
     if len(raw) > MAX_BYTES:
-        raise ManifestError(f"exceeds {MAX_BYTES} bytes", file=file)
+        raise ManifestError(f"has {len(raw)} bytes; the limit is {MAX_BYTES}", file=file)
     try:
         fields = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ManifestError("is not JSON in UTF-8", file=file) from error
-    if not isinstance(fields, dict) or fields.get("version") != VERSION:
-        raise ManifestError(f"is not a manifest of version {VERSION}", file=file)
+        raise ManifestError(f"is not valid JSON in UTF-8 ({error})", file=file) from error
+    if not isinstance(fields, dict):
+        raise ManifestError(f"is a JSON {type(fields).__name__}, not an object", file=file)
+    if fields.get("version") != VERSION:
+        raise ManifestError(
+            f"has version {ascii(fields.get('version'))[:40]}, not {VERSION}: pack or download the"
+            " model again",
+            file=file,
+        )
     entries = fields.get("files")
     if not isinstance(entries, dict) or not entries:
         raise ManifestError("files is missing or empty", file=file)
@@ -110,7 +116,7 @@ def parse_manifest(raw: bytes, file: str = MANIFEST_FILE) -> Manifest:
         entry = entry if isinstance(entry, dict) else {}
         size, sha256 = entry.get("size"), str(entry.get("sha256"))
         if type(size) is not int or not 0 <= size < 1 << 63 or not _is_sha256(sha256):
-            raise ManifestError(f"{name} has no size and SHA-256", file=file)
+            raise ManifestError(f"{name}: size or sha256 is missing or invalid", file=file)
         files[name] = FileDigest(size, sha256)
     return Manifest(files, fields.get("source"), raw)
 

@@ -95,12 +95,15 @@ def open_with_metadata(
     length = int.from_bytes(mapping[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(
-            f"declares a header of {length} bytes, over the format's {MAX_HEADER_BYTES}", file=path
+            f"has a header of {length} bytes, over the format's limit of {MAX_HEADER_BYTES}",
+            file=path,
         )
     start = 8 + length
     if start > size:
         raise CheckpointError(
-            f"declares a header of {length} bytes but ends after {size}: truncated?", file=path
+            f"is truncated: it has {size} bytes and its header alone ends at byte {start}; download"
+            " it again",
+            file=path,
         )
     spans, metadata = _parse_header(mapping[8:start], size - start, path)
     tensors = {}
@@ -138,7 +141,7 @@ def _parse_header(raw: bytes, data_bytes: int, file: str) -> tuple[list[_Span], 
         )
     except (ValueError, RecursionError) as error:
         kind = "UTF-8" if isinstance(error, UnicodeDecodeError) else "JSON"
-        raise CheckpointError(f"the header is not {kind}", file=file) from error
+        raise CheckpointError(f"the header is not {kind} ({error})", file=file) from error
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -156,7 +159,8 @@ def _parse_header(raw: bytes, data_bytes: int, file: str) -> tuple[list[_Span], 
         at = span.end
     if at != data_bytes:
         raise CheckpointError(
-            f"the tensors end at byte {at} of {data_bytes}: trailing bytes", file=file
+            f"has {data_bytes - at} trailing bytes after the last tensor: download it again",
+            file=file,
         )
     return spans, metadata
 
@@ -182,7 +186,10 @@ def _span(name: str, entry: Any, data_bytes: int, file: str) -> _Span:
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise invalid("data_offsets is not a pair [begin, end] of ascending sizes")
     if offsets[1] > data_bytes:
-        raise invalid(f"ends at byte {offsets[1]} of {data_bytes}: truncated?")
+        raise invalid(
+            f"ends at byte {offsets[1]} of the data, which has {data_bytes}: the file is truncated,"
+            " download it again"
+        )
     count = extent = 1
     for n in shape:
         count *= n

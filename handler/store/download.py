@@ -269,10 +269,8 @@ class _Download(Generic[Opened]):
         try:
             return self._opener(model_dir)
         except ModelError as error:
-            file = f"{os.path.basename(error.file)}: " if error.file else ""
-            raise ModelUnavailable(
-                f"{self._uri} is not a valid model: {file}{error.problem}"
-            ) from None
+            problem = ModelError(error.problem, file=os.path.basename(error.file))
+            raise ModelUnavailable(f"{self._uri} is not a valid model: {problem}") from None
 
     def _timeout_error(self) -> errors.DownloadFailed:
         state, what = self._state, "an incomplete file list"

@@ -81,6 +81,44 @@ def test_the_aliases_of_transformers_are_accepted() -> None:
     assert caught.value.field == "num_attention_heads"
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"hidden_size": 768, "n_embd": 1024},
+            "config.json: hidden_size is 768 but n_embd is 1024: remove one of them",
+        ),
+        ({"n_layer": 0}, "config.json: n_layer is 0, not an integer from 1 to 4096"),
+        (
+            {"no_repeat_ngram_size": 2**40},
+            "config.json: no_repeat_ngram_size is 1099511627776, not an integer from 0 to"
+            " 2147483647",
+        ),
+    ],
+)
+def test_the_error_reads_as_one_sentence(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        GPT2Config.from_dict(fields, "config.json")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'{"n_layer": \xff}', "is not UTF-8 (byte 12)"),
+        (b'{"n_layer": ,}', "is not valid JSON (Expecting value: line 1 column 13 (char 12))"),
+    ],
+)
+def test_the_position_of_an_error_in_a_file_is_named(
+    tmp_path: Path, content: bytes, problem: str
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        GPT2Config.from_file(path)
+    assert str(caught.value) == f"{path} {problem}"
+
+
 def test_a_fifo_is_rejected_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(ConfigError, match="not a regular file"):
@@ -99,6 +137,6 @@ def test_a_file_that_is_not_a_json_object_is_rejected(tmp_path: Path, content: b
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file") as caught:
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read \(No such file") as caught:
         GPT2Config.from_file(tmp_path / "config.json")
     assert caught.value.file == str(tmp_path / "config.json")

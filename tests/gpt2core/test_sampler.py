@@ -344,6 +344,18 @@ def test_invalid_values_are_rejected_by_name(
     assert raised.value.param == param
 
 
+def test_integer_bounds_are_printed_whole(engine: Engine) -> None:
+    with pytest.raises(InvalidArgument, match=r"not an integer from 0 to 2147483647$"):
+        engine.generate([1], 3, top_k=-1)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "choice"])
+def test_an_unknown_option_is_named_with_the_known_ones(engine: Engine, name: str) -> None:
+    options: dict[str, Any] = {name: 3}
+    with pytest.raises(TypeError, match=f"^unexpected keyword argument '{name}': .*temperature"):
+        engine.generate([1], **options)
+
+
 @pytest.mark.parametrize(
     "options",
     [

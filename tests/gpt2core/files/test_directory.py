@@ -233,7 +233,7 @@ def test_eos_in_config_applies_to_packed_models(tmp_path: Path) -> None:
     config.write_text(json.dumps(small_config(eos_token_id=[1, 2])))
     assert Engine.open(tmp_path / "packed").config.eos_token_ids == (1, 2)
     config.write_text(json.dumps(small_config(n_head=2)))
-    with pytest.raises(ModelError, match="does not match config"):
+    with pytest.raises(ModelError, match="packed for another network"):
         Engine.open(tmp_path / "packed")
 
 

@@ -70,6 +70,26 @@ def test_an_invalid_manifest_is_rejected(fields: Any) -> None:
         parse_manifest(json.dumps(fields).encode())
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"version": 2},
+            "gpt2.manifest.json has version 2, not 1: pack or download the model again",
+        ),
+        (
+            {"version": 1, "files": {"a": {"size": 1}}},
+            "gpt2.manifest.json: a: size or sha256 is missing or invalid",
+        ),
+        ([], "gpt2.manifest.json is a JSON list, not an object"),
+    ],
+)
+def test_the_error_says_what_is_invalid(fields: Any, words: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        parse_manifest(json.dumps(fields).encode())
+    assert str(caught.value) == words
+
+
 @pytest.mark.parametrize("raw", [b"", b"\xff", b"{", b"[" * 100_000, b" " * (1 << 21)])
 def test_invalid_json_is_rejected(raw: bytes) -> None:
     with pytest.raises(ManifestError):
@@ -90,14 +110,14 @@ def test_a_file_that_does_not_match_the_manifest_is_named(tmp_path: Path) -> Non
     manifest = parse_manifest(manifest_bytes(FILES, "tests"))
     check_sizes(str(tmp_path), manifest)
     (tmp_path / "a.json").write_bytes(b"{} ")
-    with pytest.raises(ManifestError, match=r"a\.json: has 3 bytes, not 2 as in"):
+    with pytest.raises(ManifestError, match=r"a\.json has 3 bytes, not 2 as in"):
         check_sizes(str(tmp_path), manifest)
     (tmp_path / "a.json").unlink()
-    with pytest.raises(ManifestError, match=r"a\.json: .* unavailable"):
+    with pytest.raises(ManifestError, match=r"a\.json is .* unavailable"):
         check_sizes(str(tmp_path), manifest)
     (tmp_path / "elsewhere").write_bytes(b"{}")
     (tmp_path / "a.json").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ManifestError, match=r"a\.json: .* is not a regular file"):
+    with pytest.raises(ManifestError, match=r"a\.json is .* is not a regular file"):
         check_sizes(str(tmp_path), manifest)
 
 

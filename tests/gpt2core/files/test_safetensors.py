@@ -117,6 +117,17 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 }
 
 
+def test_a_truncated_file_is_named_with_both_sizes_and_the_fix(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(HOSTILE["truncated by one byte"][0])
+    with pytest.raises(CheckpointError) as caught:
+        open_safetensors(path)
+    assert str(caught.value) == (
+        f"{path}: tensor 'a' ends at byte 24 of the data, which has 23: the file is truncated,"
+        " download it again"
+    )
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_file_that_breaks_the_format_is_rejected(tmp_path: Path, case: str) -> None:
     content, words = HOSTILE[case]
@@ -301,7 +312,7 @@ def test_nan_weights_are_reported_when_they_are_used(tmp_path: Path) -> None:
     tensors = random_tensors(small_config())
     tensors["ln_f.bias"][3] = np.nan
     engine = Engine.open(write_model(tmp_path / "model", tensors=tensors))
-    with pytest.raises(CheckpointError, match="not finite"):
+    with pytest.raises(CheckpointError, match=r"logits are NaN.*download the model again"):
         engine.generate("a")
 
 
