@@ -1,7 +1,7 @@
 """Compares a model with published results of GPT-2.
 
 `published.json` contains greedy continuations, log probabilities, logits and SHA-256 digests of
-tensors, each with its source and licence. The network's shape selects the records, so a fine-tune
+tensors, each with its source and license. The network's shape selects the records, so a fine-tune
 of GPT-2 is compared with GPT-2 itself, and differs.
 """
 

@@ -20,7 +20,7 @@ from tests.conftest import DEMO, ROOT
 from tests.support.models import random_tensors, small_config, write_model
 
 NAME = "small"
-SOURCE = {"model": NAME, "source": "a test", "licence": "MIT"}
+SOURCE = {"model": NAME, "source": "a test", "license": "MIT"}
 IDS = [1, 2, 3, 4, 5, 6]
 
 
@@ -205,14 +205,14 @@ def test_prompts_are_compared_with_the_tokenizer(model_dir: Path, tmp_path: Path
     assert check(bare, outputs=[right])[0].agrees is None
 
 
-def test_every_record_has_a_known_model_a_source_and_a_licence() -> None:
+def test_every_record_has_a_known_model_a_source_and_a_license() -> None:
     published = read_published()
     for kind in ("outputs", "numbers", "digests"):
         assert published[kind]
         for record in published[kind]:
             assert record["model"] in published["shapes"]
             assert record["source"]
-            assert record["licence"]
+            assert record["license"]
 
 
 def test_the_published_ids_match_the_published_tokenizer(shared_data: Path) -> None:

@@ -251,7 +251,7 @@ def test_pack_shows_a_progress_bar_only_on_a_terminal(model_dir: Path, tmp_path:
     assert "B/s]" not in result.stdout + result.stderr
 
 
-def test_verify_is_coloured_on_a_terminal_unless_no_color_is_set(shared_data: Path) -> None:
+def test_verify_is_colored_on_a_terminal_unless_no_color_is_set(shared_data: Path) -> None:
     args = ("gpt2core", "verify", str(shared_data / "tiny-random-gpt2"))
     code, shown = run_on_terminal(*args)
     assert code == 0
