@@ -1,4 +1,6 @@
-"""GPT-2 in NumPy: a model directory in, tokens out.
+"""GPT-2 inference on the CPU, with compiled kernels or NumPy.
+
+Takes a Hugging Face model directory; returns text and token ids.
 
     from gpt2core import Engine
     engine = Engine.open("models/demo")

@@ -15,7 +15,7 @@ from gpt2core.command_line import parser_with_commands
 from gpt2core.errors import GPT2Error
 from gpt2core.files.names import DEMO_DIR
 
-# ECMA-48, "Select graphic rendition": foreground colours.
+# ECMA-48, "Select graphic rendition": foreground colors.
 RED, GREEN, YELLOW = 31, 32, 33
 
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=20,
         metavar="N",
-        help="at most N new tokens (default 20)",
+        help="at most N new tokens (default 20); the text also ends at the model's context",
     )
     generate.add_argument(
         "--model", default=DEMO_DIR, metavar="DIR", help="model directory (default: the demo)"
@@ -84,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         "  %(prog)s gpt2 gpt2-int8 --precision int8",
     )
     pack.add_argument("src", metavar="SRC", help="model directory in Hugging Face layout")
-    pack.add_argument("dst", metavar="DST", help="directory to write; created if needed")
+    pack.add_argument(
+        "dst",
+        metavar="DST",
+        help="directory to write; created if needed, and a packed model in it is replaced",
+    )
     pack.add_argument(
         "--precision", choices=("f32", "bf16", "int8"), default="f32", help="default f32, exact"
     )
@@ -104,8 +108,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(prompt: str, max_new_tokens: int, model: str, allow_special: bool) -> int:
+    from gpt2core.files.names import follow_current
     from gpt2core.startup import prefetch, slim_numpy
 
+    model = follow_current(model)
     prefetch.begin(model)
     slim_numpy.load()
     from gpt2core.engine import Engine  # imports NumPy, 30 ms: not for --help
@@ -183,8 +189,8 @@ def _verify(model: str) -> int:
     with _bar("verify", count_checks(name, published), " results") as bar:
         for check in verify(engine, name, published):
             counts[check.agrees] += 1
-            word, colour = words[check.agrees]
-            bar.write(f"{_coloured(f'{word:<13}', colour)}{check.detail}", file=sys.stdout)
+            word, color = words[check.agrees]
+            bar.write(f"{_colored(f'{word:<13}', color)}{check.detail}", file=sys.stdout)
             sys.stdout.flush()
             bar.update()
     print(f"{counts[True]} agree, {counts[False]} differ, {counts[None]} not checked")
@@ -192,8 +198,10 @@ def _verify(model: str) -> int:
 
 
 def _pack(src: str, dst: str, precision: str) -> int:
+    from gpt2core.files.names import PACKED_FILE
     from gpt2core.pack import pack
 
+    is_replaced = os.path.exists(os.path.join(dst, PACKED_FILE))
     with _bar(dst, None, "B") as bar:
 
         def show(done: int, total: int) -> None:
@@ -204,7 +212,9 @@ def _pack(src: str, dst: str, precision: str) -> int:
     if packed.tokenizer_problem:
         print(f"tokenizer copied, not compiled: it {packed.tokenizer_problem}", file=sys.stderr)
     size = sum(file.size for file in packed.files.values())
-    print(f"{dst}: {size / 1e6:.1f} MB, manifest {packed.digest}", file=sys.stderr)
+    done = "replaced the packed model" if is_replaced else "packed"
+    print(f"{dst}: {done}, {size / 1e6:.1f} MB", file=sys.stderr)
+    print(f"SHA-256 of the manifest (ModelSha256 pins it): {packed.digest}", file=sys.stderr)
     return 0
 
 
@@ -223,11 +233,11 @@ def _bar(description: str, total: int | None, unit: str) -> Any:
     )
 
 
-def _coloured(text: str, colour: int) -> str:
-    """Colour the text if stdout is a terminal and NO_COLOR is not set (no-color.org)."""
+def _colored(text: str, color: int) -> str:
+    """Color the text if stdout is a terminal and NO_COLOR is not set (no-color.org)."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
-    return f"\x1b[{colour}m{text}\x1b[0m"
+    return f"\x1b[{color}m{text}\x1b[0m"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from gpt2core.errors import (
     TokenizerError,
 )
 from gpt2core.files.directory import open_directory
+from gpt2core.files.names import follow_current
 from gpt2core.generation import (
     Generation,
     Prompt,
@@ -35,7 +36,7 @@ from gpt2core.weights import Weights
 class Engine:
     """A GPT-2 model. Thread-safe: every call has its own KV cache.
 
-    `config` is the `GPT2Config`, `model_dir` the directory that was opened.
+    `config` is the `GPT2Config`, `model_dir` the directory of the files that were opened.
     """
 
     def __init__(
@@ -59,11 +60,12 @@ class Engine:
         """Map a Hugging Face model directory. Reads headers and configuration, but no weights.
 
         Args:
-            model_dir: a raw or packed model directory.
+            model_dir: a raw or packed model directory, or a directory of published models, whose
+                `CURRENT` names the one to open.
             precision: "f32", "bf16" or "int8". "auto" uses the precision of the packed file, or
                 f32 if there are only raw files.
-            kernels: "native" (compiled) or "numpy". "auto" uses the compiled kernels if they run
-                on this processor.
+            kernels: "native" (the compiled kernels) or "numpy". "auto" uses the compiled kernels
+                if they run on this processor.
             threads: threads of the kernels, for the whole process. None: one for each available
                 CPU with the compiled kernels, the BLAS default with NumPy. With NumPy it takes
                 effect only if the BLAS is OpenBLAS.
@@ -82,6 +84,7 @@ class Engine:
         path = os.fspath(model_dir)
         if not os.path.isdir(path):
             raise ModelError("no such model directory", file=path)
+        path = follow_current(path)
         native = _choose_kernels(kernels)
         config, tensors = open_directory(path, precision)
         weights = Weights(tensors, config, native=native)
@@ -119,7 +122,10 @@ class Engine:
             raise ModelError(f"cannot be read ({error.strerror})", file=self.model_dir) from error
 
     def describe_weights(self) -> str:
-        """The data type, layout, alignment and file of the weight matrices, for people."""
+        """A human-readable description of the weight matrices.
+
+        Their dtype, layout, alignment and file.
+        """
         tensor = self._weights.block(0).mlp.c_fc.tensor
         layout = "[n_out, n_in]" if tensor.data.T.flags.c_contiguous else "[n_in, n_out]"
         aligned = "" if tensor.data.flags.aligned else ", not aligned"
@@ -154,7 +160,8 @@ class Engine:
             InvalidPrompt: `prompt` is not a string, or it is empty and the model has no
                 beginning-of-text token.
             PromptTooLong: the prompt exceeds the limit.
-            TokenizerError: the tokenizer is missing, or has token ids that the model does not.
+            TokenizerError: the tokenizer is missing, has token ids that the model does not, or
+                cannot encode this prompt.
         """
         limit = min(limit or self.config.n_positions, self.config.n_positions)
         tokenizer = self.tokenizer
@@ -187,18 +194,18 @@ class Engine:
 
         Args:
             prompt: text, or token ids as `encode_prompt` returns them.
-            max_new_tokens: maximum number of new tokens.
+            max_new_tokens: maximum number of new tokens; the text also ends at the model's context.
             stop: strings that end the text; it is cut before the first one that occurs.
             deadline: `time.monotonic()` seconds at which decoding ends with the text so far.
             allow_special: whether special tokens in a text prompt are recognized.
             logprobs: return `Generation.logprobs` with this many of the most likely tokens (0-5).
             prompt_logprobs: return `Generation.prompt_logprobs` too.
-            **sampling: fields of `Sampling` except `choice`. Without a seed a random one is used.
+            **sampling: see `SamplingOptions`.
 
         Raises:
             InvalidArgument: an argument has the wrong type or range; `param` names it.
             InvalidPrompt, PromptTooLong, TokenizerError: see `encode_prompt`.
-            CheckpointError: the logits are not finite.
+            CheckpointError: a logit is NaN.
         """
         limits = max_new_tokens, stop, deadline, allow_special, logprobs, prompt_logprobs
         return self.generate_batch([prompt], *limits, **sampling)[0]
@@ -234,9 +241,10 @@ class Engine:
     ) -> list[Generation]:
         """Continue all prompts in shared passes. Arguments and errors as for `generate`.
 
-        All prompts are validated before decoding starts. Each result equals that of the prompt
-        alone, unless the two best logits differ by less than the rounding error. A given seed is
-        used for every prompt; without one each prompt has its own.
+        All prompts are validated before decoding starts. With the compiled kernels each result
+        equals that of the prompt alone. With NumPy, rounding can change a token whose two best
+        logits are nearly equal. A given seed is used for every prompt; without one each prompt has
+        its own.
         """
         if isinstance(prompts, (str, bytes)):
             raise InvalidArgument("prompts is a string, not a list of prompts", param="prompts")
@@ -270,10 +278,11 @@ class Engine:
         )
 
     def logits(self, ids: Sequence[int]) -> Float32:
-        """float32 [n_seq, vocab_size]: row i scores the token after `ids[: i + 1]`.
+        """float32 [n_tokens, vocab_size]: row i scores the token after `ids[: i + 1]`.
 
         Raises:
             InvalidPrompt, PromptTooLong: as for `generate`.
+            CheckpointError: a logit is NaN.
         """
         self.read_ahead()
         return all_logits(self._weights, self.config, self.checked_ids(ids))
@@ -359,5 +368,8 @@ def _choose_kernels(kernels: str) -> bool:
         return False
     native = choose_native()
     if kernels == "native" and not native.instruction_set:
-        raise InvalidArgument(f"native kernels {native.reason}", param="kernels")
+        raise InvalidArgument(
+            f"native kernels {native.reason}; use kernels 'auto' or 'numpy' without them",
+            param="kernels",
+        )
     return native.instruction_set is not None

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from gpt2core.config import GPT2Config, read_json, read_text
 from gpt2core.errors import InvalidArgument, ModelError, TokenizerError
 from gpt2core.files.checkpoint import open_checkpoint
+from gpt2core.files.directory import check_has_model, has_raw_weights
 from gpt2core.files.manifest import FileDigest, manifest_bytes
 from gpt2core.files.names import (
     CONFIG_FILE,
+    CURRENT,
     INDEX_FILE,
     MANIFEST_FILE,
     PACKED_FILE,
@@ -30,6 +32,7 @@ from gpt2core.files.names import (
     SINGLE_FILE,
     TABLES_FILE,
     config_files,
+    follow_current,
     tokenizer_files,
 )
 from gpt2core.files.packed import (
@@ -73,12 +76,15 @@ def pack(
 ) -> Packed:
     """Pack the model directory `src` into `dst`, which is created if missing.
 
+    `src` may also be a directory of published models: see `Engine.open`.
+
     `progress` is called with the bytes written and the total. `source` is the manifest's source
     field, by default the digests of the input files. Every file is replaced atomically.
 
     Raises:
         InvalidArgument: the precision is unknown.
-        ModelError: `src` cannot be read; see `Engine.open`.
+        ModelError: `src` cannot be read, see `Engine.open`; or `dst` has published models or the
+            raw weights of another directory.
         OSError: `dst` cannot be written.
     """
     if precision not in PRECISIONS:
@@ -88,10 +94,14 @@ def pack(
     src, dst = os.fspath(src), os.fspath(dst)
     if not os.path.isdir(src):
         raise ModelError("no such model directory", file=src)
-    if os.path.exists(os.path.join(src, PACKED_FILE)) and not any(
-        os.path.exists(os.path.join(src, name)) for name in (SINGLE_FILE, INDEX_FILE)
-    ):
+    if os.path.exists(os.path.join(dst, CURRENT)):
+        raise ModelError(f"has published models ({CURRENT}): pack into another directory", file=dst)
+    src = follow_current(src)
+    if has_raw_weights(dst) and not os.path.samefile(src, dst):
+        raise ModelError("has weights of its own: pack into another directory", file=dst)
+    if os.path.exists(os.path.join(src, PACKED_FILE)) and not has_raw_weights(src):
         raise ModelError("is already packed: pack the original directory instead", file=src)
+    check_has_model(src)
     config = GPT2Config.from_file(os.path.join(src, CONFIG_FILE))
     tensors = open_checkpoint(src, config)
     digests = _digests(src)
@@ -200,7 +210,7 @@ def _weights(tensors: dict[str, Tensor], config: GPT2Config, precision: str) -> 
 
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round to bfloat16, ties to even; returns the 16 bits of each number."""
+    """Round float32 [...] to bfloat16, ties to even; returns their 16 bits, uint16 [...]."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     rounded = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
@@ -217,7 +227,9 @@ def quantize(
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Symmetric int8 quantization: integers, and a scale for every `GROUP` of them along `axis`.
 
-    The scale is the largest magnitude of the group divided by 127, or 0 for a group of zeros.
+    With axis=1: values float32 [n_out, n_in] -> int8 [n_out, n_in], float32 scales
+    [n_out, ceil(n_in / GROUP)]. The scale is the largest magnitude of the group divided by 127, or
+    0 for a group of zeros.
     """
     begins = np.arange(0, values.shape[axis], GROUP)
     scales = np.maximum.reduceat(np.abs(values), begins, axis=axis) / np.float32(127)
@@ -271,15 +283,9 @@ def _digests(src: str) -> dict[str, str]:
 
 
 def _remove_outdated(src: str, dst: str, files: Container[str]) -> None:
-    """Remove the files that an earlier `pack` wrote and this one did not.
-
-    Raw files are kept if there are raw weights next to them: then an earlier pack did not write
-    them.
-    """
+    """Remove the files that an earlier `pack` wrote and this one did not."""
     names = [TABLES_FILE]
-    if not os.path.samefile(src, dst) and not any(
-        os.path.exists(os.path.join(dst, name)) for name in (SINGLE_FILE, INDEX_FILE)
-    ):
+    if not os.path.samefile(src, dst):
         names += RAW_FILES
     for name in names:
         if name not in files:

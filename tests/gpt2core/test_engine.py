@@ -117,6 +117,13 @@ def test_a_prompt_of_megabytes_is_rejected_without_encoding_it(
     assert caught.value.limit == 64
 
 
+def test_the_stop_string_at_fault_is_named(engine: Engine) -> None:
+    with pytest.raises(InvalidArgument, match=r"^stop\[1\] is '', not a non-empty string$"):
+        engine.generate("abc", stop=["a", ""])
+    with pytest.raises(InvalidArgument, match=r"^stop is '', not a non-empty string$"):
+        engine.generate("abc", stop="")
+
+
 @pytest.mark.parametrize("stop", ["", [""], ["a", 5], 5, {"a": 1}])
 def test_stop_strings_must_be_text(engine: Engine, stop: Any) -> None:
     with pytest.raises(InvalidArgument) as caught:
@@ -148,9 +155,16 @@ def test_token_ids_missing_from_the_model_are_reported(tmp_path: Path, model_dir
         Engine.open(smaller).generate("é")
 
 
-def test_errors_of_an_invalid_directory_have_the_common_base(tmp_path: Path) -> None:
-    with pytest.raises(GPT2Error):
-        Engine.open(tmp_path)  # no config.json
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_directory_without_a_model_is_named_with_the_missing_file(
+    tmp_path: Path, model_dir: Path, name: str, precision: str
+) -> None:
+    folder = Path(shutil.copytree(model_dir, tmp_path / "model"))
+    (folder / name).unlink()
+    with pytest.raises(GPT2Error) as caught:
+        Engine.open(folder, precision)
+    assert str(caught.value) == f"{folder} is not a model directory: it has no {name}"
 
 
 def test_an_open_engine_survives_the_removal_of_its_files(tmp_path: Path, model_dir: Path) -> None:

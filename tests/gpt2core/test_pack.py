@@ -269,7 +269,7 @@ def test_a_packed_file_of_another_model_is_not_used(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "a" / PACKED_FILE, folder)
     assert Engine.open(folder).config.n_positions == 64
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="does not match config"):
+    with pytest.raises(ModelError, match="packed for another network"):
         Engine.open(folder)
 
 
@@ -327,7 +327,10 @@ def test_the_pack_command_reports_size_and_manifest(tmp_path: Path) -> None:
         [*command, "--precision", "int8"], capture_output=True, text=True, check=True, cwd=ROOT
     )
     manifest = hashlib.sha256((tmp_path / "p" / MANIFEST_FILE).read_bytes()).hexdigest()
-    assert manifest in done.stderr
+    assert f"SHA-256 of the manifest (ModelSha256 pins it): {manifest}" in done.stderr
+    assert "replaced" not in done.stderr
+    again = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert f"{tmp_path / 'p'}: replaced the packed model" in again.stderr
     failed = subprocess.run(
         [*command[:-2], str(tmp_path / "none"), str(tmp_path / "q")],
         capture_output=True,
@@ -337,6 +340,14 @@ def test_the_pack_command_reports_size_and_manifest(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: ")
     assert "Traceback" not in failed.stderr
+
+
+def test_a_model_is_not_packed_over_the_raw_files_of_another(tmp_path: Path) -> None:
+    source, other = write_model(tmp_path / "a"), write_model(tmp_path / "b", small_config(n_head=2))
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    with pytest.raises(ModelError, match="pack into another directory"):
+        pack(source, other)
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
 
 
 def test_packing_a_packed_directory_is_rejected(packed: Path, tmp_path: Path) -> None:
