@@ -73,7 +73,7 @@ class HuggingFaceBackend:
                 # contain the text.
                 if type(error).__name__ != "PanicException":
                     raise
-                problem = "cannot encode this prompt: its added tokens overlap"
+                problem = "the tokenizer cannot encode this prompt: its added tokens overlap"
                 raise TokenizerError(problem) from None
 
     def token_bytes(self, token: int) -> bytes | None:
