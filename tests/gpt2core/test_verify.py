@@ -20,7 +20,7 @@ from tests.conftest import DEMO, ROOT
 from tests.support.models import random_tensors, small_config, write_model
 
 NAME = "small"
-SOURCE = {"model": NAME, "source": "a test", "license": "MIT"}
+SOURCE = {"model": NAME, "source": "a test", "licence": "MIT"}
 IDS = [1, 2, 3, 4, 5, 6]
 
 
@@ -212,7 +212,7 @@ def test_every_record_has_a_known_model_a_source_and_a_license() -> None:
         for record in published[kind]:
             assert record["model"] in published["shapes"]
             assert record["source"]
-            assert record["license"]
+            assert record["licence"]
 
 
 def test_the_published_ids_match_the_published_tokenizer(shared_data: Path) -> None:

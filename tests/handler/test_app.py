@@ -312,7 +312,9 @@ def test_requests_over_the_limits_are_rejected_instead_of_clamped(model_dir: Pat
     assert "the limit is 4" in function.invoke({"inputs": "abcde"})["error"]
     larger = Function(Settings(model_dir=str(model_dir), max_new_tokens=5000))
     error = larger.invoke({"prompt": "abcd", "max_new_tokens": 65})["error"]
-    assert "the limit is 64 (the model's context)" in error["message"]  # the context is still a limit
+    assert (
+        "the limit is 64 (the model's context)" in error["message"]
+    )  # the context is still a limit
     assert "the limit is 4" in function.invoke({"prompt": "a" * 100})["error"]["message"]
 
 
