@@ -75,7 +75,8 @@ class Engine:
         Raises:
             InvalidArgument: the directory does not have this precision, the kernels do not run
                 here, or `threads` is less than 1.
-            ModelError: `ConfigError` or `CheckpointError`; names the file and the field or tensor.
+            ModelError: there is no model. `ConfigError` and `CheckpointError` name the file and the
+                field or tensor that is invalid.
         """
         if threads is not None and (type(threads) is not int or threads < 1):
             raise InvalidArgument(

@@ -17,7 +17,7 @@ class GPT2Error(Exception):
 
 
 # Problems that begin with a verb have the file, the field or the tensor as their subject.
-_VERBS = ("is ", "has ", "cannot ", "needs ", "was ", "begins ", "ends ")
+_VERBS = ("is ", "has ", "cannot ", "was ", "begins ", "ends ")
 
 
 def _message(subject: str, problem: str) -> str:
