@@ -1,6 +1,6 @@
 """Plots bench/results to docs/cold_start.svg, start_up.svg and warm.svg.
 
-The background is transparent, and text is light if the reader prefers a dark colour scheme.
+The background is transparent, and text is light if the reader prefers a dark color scheme.
 
 make bench      or      python bench/plots.py
 """

@@ -1,11 +1,11 @@
-"""The speed-up of prompt lookup: greedy texts of 50 and 200 tokens, one sequence at a time.
+"""The speedup of prompt lookup: greedy texts of 50 and 200 tokens, one sequence at a time.
 
     make bench      or      python bench/prompt_lookup.py [--rounds 60]
 
 Random weights of the 124M shape generate more repetitions than real text has. Two measurements are
 therefore combined: tokens per pass with the demo model, and the time of a pass with four rows
 against one row with the 124M shape in int8. The worst case is measured directly with that shape:
-guesses can always be made and are always wrong. Writes bench/results/prompt_lookup.json.
+there are always draft tokens, and all are wrong. Writes bench/results/prompt_lookup.json.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def main() -> None:
     print(
         f"124M int8: a pass of {1 + MAX_DRAFT_TOKENS} rows takes {cost:.2f} times a pass of one row"
     )
-    print(f"124M int8: 200 tokens with wrong guesses only take {wrong:.3f} times as long")
+    print(f"124M int8: 200 tokens with wrong draft tokens only take {wrong:.3f} times as long")
     report: dict[str, Any] = {
         "machine": machine(),
         "cost_of_guesses": round(cost, 3),
@@ -144,7 +144,7 @@ def main() -> None:
             print(
                 f"{tokens} tokens: {median(gains):.2f} tokens per pass"
                 f" ({min(gains):.2f}-{max(gains):.2f}),"
-                f" {median(speeds):.2f} times as fast ({min(speeds):.2f}-{max(speeds):.2f})"
+                f" speedup {median(speeds):.2f} ({min(speeds):.2f}-{max(speeds):.2f})"
             )
     save_results("prompt_lookup", report)
 

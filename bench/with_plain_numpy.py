@@ -20,8 +20,8 @@ LAYERS, HEADS = 12, 12
 
 
 def norm(x, name):
-    centred = x - x.mean(-1, keepdims=True)
-    scaled = centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    centered = x - x.mean(-1, keepdims=True)
+    scaled = centered / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
     return scaled * weights[name + ".weight"] + weights[name + ".bias"]
 
 

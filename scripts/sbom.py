@@ -2,7 +2,7 @@
 
     .venv-audit/bin/python scripts/sbom.py IMAGE OUT.cdx.json
 
-Lists the contents of the image: Python distributions with licences and dependencies, components
+Lists the contents of the image: Python distributions with licenses and dependencies, components
 declared in wheels (PEP 770, such as the Rust crates of `tokenizers`), shared libraries in wheels,
 and Debian packages of the base. The same layers give the same bytes. The document is validated
 against the schema. Needs Docker.
@@ -127,14 +127,14 @@ def _python(root: Path) -> Iterator[tuple[str, Component]]:
             purl=purl,
             bom_ref=str(purl),
             description=found.metadata["Summary"],
-            licenses=_licences(found),
+            licenses=_licenses(found),
         )
         for part in _declared(found):
             component.components.add(part)
         yield name, component
 
 
-def _licences(found: Distribution) -> list[License]:
+def _licenses(found: Distribution) -> list[License]:
     about = found.metadata
     classified = [c for c in about.get_all("Classifier", []) if c.startswith("License ::")]
     words = about["License-Expression"] or about["License"] or ""

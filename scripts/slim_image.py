@@ -22,7 +22,7 @@ MODIFIED = 315_532_800  # 1980-01-01, the earliest time that all archive formats
 SERVICES = ("s3", "sts", "sso", "sso-oidc", "signin", "stepfunctions")
 # Only needed to build packages or check types.
 BUILD_FILES = ("*.pyi", "py.typed", "*.h", "*.c", "*.pyx", "*.pxd", "*.a", "*.pc", "*.f90")
-# Only needed by pip; names, versions and licences are kept.
+# Only needed by pip; names, versions and licenses are kept.
 PIP_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 
 

@@ -278,14 +278,14 @@ def test_prompt_lookup() -> None:
             figures = re.findall(r"[\d.]+", cell)
             for figure, key in zip(figures, ("median", "min", "max"), strict=True):
                 assert agrees(figure, found[what][key]), (row, cell)
-    text = sentence_with(PERFORMANCE, "A pass that checks three guesses")
+    text = sentence_with(PERFORMANCE, "A pass that verifies three draft tokens")
     limit = re.search(r"more than ([\d.]+) times as much, prompt lookup turns itself off", text)
     assert limit
     assert float(limit[1]) == prompt_lookup._MAX_COST
     assert ("would turn itself off" in text) == (measured["cost_of_guesses"] > float(limit[1]))
     for sentence, key in (
         (r"a measured cost of ([\d.]+)", "cost_of_guesses"),
-        (r"always wrong, took ([\d.]+) times as long", "cost_of_wrong_guesses"),
+        (r"all are wrong, took ([\d.]+) times as long", "cost_of_wrong_guesses"),
     ):
         printed = re.search(sentence, text)
         assert printed, sentence

@@ -1684,8 +1684,8 @@ static void do_norm(const void *job, int begin, int end, float *scratch)
         const W mean = wset(wsum(sum) / (float)n);
         for (size_t i = 0; i < n; i += 16) {
             wstore_upto(y + i, wsub(wload_upto(x + i, n - i), mean), n - i);
-            W centred = wload_upto(y + i, n - i);
-            squares = wfma(centred, centred, squares);
+            W centered = wload_upto(y + i, n - i);
+            squares = wfma(centered, centered, squares);
         }
         const W inverse = wset(1.f / sqrtf(wsum(squares) / (float)n + m->epsilon));
         for (size_t i = 0; i < n; i += 16) {

@@ -401,6 +401,7 @@ def every_kind_of_line(i: int) -> bytes:
     return b"x" * 2 * MB if i in (1000, 4000) else bad.get(i % 100, line(i))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(RIE is None, reason="AWS's emulator is not installed: `make test` does")
 def test_a_file_of_5000_lines_survives_bad_lines_deadlines_and_a_kill(

@@ -8,6 +8,7 @@ import boto3
 import pytest
 
 from handler.app import Function
+from handler.batch import state_machine
 from handler.batch.lines import Line
 from handler.batch.state_machine import MAX_ITEM_BYTES, can_read
 from handler.errors import ResultsUnavailable, Unfinished
@@ -126,15 +127,16 @@ def test_a_failed_execution_is_restarted_with_another_name(
 
 
 def test_executions_of_a_failing_file_are_limited(
-    function: Function, bucket: Bucket, machine: str
+    function: Function, bucket: Bucket, machine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(state_machine, "MAX_EXECUTIONS", 3)
     bucket.put("a.jsonl", LINES)
     client: Any = boto3.client("stepfunctions")
-    for _ in range(10):
+    for _ in range(3):
         start_execution(function, bucket)
         for execution in executions(machine):
             client.stop_execution(executionArn=execution["executionArn"])
-    with pytest.raises(ResultsUnavailable, match="10 executions of the state machine have failed"):
+    with pytest.raises(ResultsUnavailable, match="3 executions of the state machine have failed"):
         start_execution(function, bucket)
 
 
