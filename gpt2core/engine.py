@@ -370,7 +370,7 @@ def _choose_kernels(kernels: str) -> bool:
     native = choose_native()
     if kernels == "native" and not native.instruction_set:
         raise InvalidArgument(
-            f"native kernels {native.reason}; use kernels 'auto' or 'numpy' without them",
+            f"native kernels {native.reason}, or use kernels='auto' or 'numpy'",
             param="kernels",
         )
     return native.instruction_set is not None

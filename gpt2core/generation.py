@@ -206,7 +206,9 @@ def checked_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
     for i, found in enumerate(stops):
         if not isinstance(found, str) or not found:
             name = "stop" if found is stop else f"stop[{i}]"
-            raise InvalidArgument(f"{name} is {found!r}, not a non-empty string", param="stop")
+            raise InvalidArgument(
+                f"{name} is {ascii(found)[:60]}, not a non-empty string", param="stop"
+            )
     return tuple(stops)
 
 

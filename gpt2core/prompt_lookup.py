@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 
 MAX_DRAFT_TOKENS = 3
-"""With the token before them four rows: their products cost little more than one row's."""
-_MAX_COST = 1.4  # a pass with draft tokens, times a pass without: more is not worth it
+"""With the token before them, a pass has four rows, whose products cost little more than one's."""
+_MAX_COST = 1.4  # maximum time of a pass with draft tokens, relative to one without
 _MAX_PAUSE = 32  # passes
 _TIMED_PASSES = 9
 
@@ -54,7 +54,7 @@ class PromptLookup:
     def record_accepted(self, n_accepted: int) -> None:
         """Record how many draft tokens were accepted.
 
-        After a draft without any, pause; each time in a row for twice as many passes.
+        If none was accepted, pause for some passes, each consecutive time for twice as many.
         """
         if n_accepted:
             self._next_pause = 1

@@ -235,7 +235,7 @@ class Scheduler:
     def _verify(
         self, sequence: SequenceState, draft_tokens: list[int], x: Float32
     ) -> list[Sampled]:
-        """The most likely tokens up to the first that is not the draft's, and that one.
+        """The accepted draft tokens, then the model's own next token.
 
         x [1 + len(draft_tokens), n_embd].
         """
@@ -248,7 +248,7 @@ class Scheduler:
         return sampled[: n_accepted + 1]
 
     def _choose(self, sequences: Sequence[SequenceState], x: Float32) -> list[Sampled]:
-        """Like `_greedy` where some sequences have a sampler; only their logits are kept."""
+        """Like `_greedy`, if some sequences have a sampler: logits are computed only for those."""
         without = [i for i, sequence in enumerate(sequences) if not sequence.sampler]
         sampled = self._greedy([sequences[i] for i in without], x[without]) if without else []
         with_sampler = [i for i, sequence in enumerate(sequences) if sequence.sampler]

@@ -5,7 +5,6 @@ Layer norms, biases and embedded rows are float32.
 """
 
 import contextlib
-import os
 from _thread import allocate_lock, start_new_thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -141,11 +140,12 @@ class Weights:
         return self._forward
 
     def damaged_error(self) -> CheckpointError:
-        """The error for logits that are NaN or infinite."""
-        folder = os.path.dirname(self._tensors["wte.weight"].file)
+        """The error for logits that are NaN or infinite.
+
+        It does not name the directory: a downloaded model is opened before it gets its final name.
+        """
         return CheckpointError(
-            f"the logits are NaN or infinite: the weights in {folder} are damaged; download the"
-            " model again"
+            "the logits are NaN or infinite: the weights are damaged; download the model again"
         )
 
     def _prepare_backwards(self) -> None:

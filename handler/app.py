@@ -113,8 +113,8 @@ class Function:
             size = len(encoded(reply)[0])  # as the runtime posts it, which may escape non-ASCII
             if size > source.max_reply_bytes:
                 raise errors.BodyTooLarge(
-                    f"the reply has {size} bytes; the limit of its source is"
-                    f" {source.max_reply_bytes}: request less text at once"
+                    f"the reply has {size} bytes; the limit of this endpoint is"
+                    f" {source.max_reply_bytes}: send fewer prompts, or reduce max_new_tokens"
                 )
             return reply
         except GPT2Error as error:

@@ -86,16 +86,16 @@ def read_range(
         whole = (begin, end) == (0, size) and reply["ContentLength"] == size
         fits = found == f"bytes {begin}-{end - 1}" and total == str(size or total)
         if not fits and not whole:
-            raise WrongRange("the answer is not the requested range")
+            raise WrongRange("the response is not the requested range")
         while begin < end and (data := body.read(min(READ_BYTES, end - begin))):
             begin += len(data)
             yield data
     if begin < end:
-        raise WrongRange(f"the answer ended {end - begin} bytes early")
+        raise WrongRange(f"the response ended {end - begin} bytes early")
 
 
 class WrongRange(OSError):
-    """The answer is not the requested range, or not all of it."""
+    """The response is not the requested range, or not all of it."""
 
 
 def request_errors() -> tuple[type[Exception], ...]:

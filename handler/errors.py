@@ -107,7 +107,9 @@ class NotWritable(ModelUnavailable):
 
 
 class Unfinished(GPT2Error):
-    """The deadline passed before the work was complete. A retry continues from the checkpoint."""
+    """The deadline passed before the work was complete. A retry of a file continues from its
+    checkpoint.
+    """
 
 
 class ResultsUnavailable(GPT2Error):

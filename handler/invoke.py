@@ -45,9 +45,9 @@ class Invoke:
         timeout = source.timeout_s(self._function.settings)
         if timeout is None:
             return
-        # The gateway's timeout starts when it receives the request, before a cold start. If the
-        # event has no usable time, as when an old event is sent again, the time since this
-        # invocation began counts, with the init phase if this is the first one.
+        # The gateway's timeout starts when it receives the request, before a cold start. Without a
+        # usable time in the event (an old one is sent again), it counts from the start of this
+        # invocation, or of the init phase if it is the first.
         waited = time() - source.sent_at if source.sent_at is not None else -1
         if not 0 <= waited < timeout:
             waited = self.timings.finished()["total"] / 1000

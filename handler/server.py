@@ -26,10 +26,11 @@ from uuid import uuid4
 
 from gpt2core.errors import GPT2Error
 from handler import app
+from handler.errors import Cancelled
 from handler.request_body import MalformedRequest, read_body
 from handler.runtime.answer import Handler, answer
 from handler.runtime.api import Invocation, error_body
-from handler.settings import LOOPBACK, local_address
+from handler.settings import LOOPBACK, local_host, local_port
 from handler.sources.http import HttpResponse, routes
 from handler.sources.source import MAX_PAYLOAD_BYTES
 
@@ -160,6 +161,8 @@ class _Request(BaseHTTPRequestHandler):
                     data = chunk.encode()
                     framed = b"%x\r\n%b\r\n" % (len(data), data)
                     self.wfile.write(framed if is_chunked else data)
+            except Cancelled:
+                raise ConnectionAbortedError from None
             except GPT2Error:
                 pass  # the last event contains the error
             if is_chunked:
@@ -302,13 +305,13 @@ def main(handler: Handler | None = None, port: int | None = None) -> int:
     Raises:
         SettingsError: `PORT` is not a port number.
     """
-    address, default_port = local_address(os.environ)
-    port = default_port if port is None else port
+    address = local_host(os.environ)
+    port = local_port(os.environ) if port is None else port
     try:
         return serve(port, address, handler)
     except OSError as error:
-        problem = f"port {port}: {error.strerror}: choose another with PORT=N"
-        print(f"error: {problem}", file=sys.stderr)
+        problem = f"cannot listen on {address}:{port}: {error.strerror}"
+        print(f"error: {problem}: choose another port or HOST", file=sys.stderr)
         return 1
 
 

@@ -173,8 +173,13 @@ class Settings(NamedTuple):
         )
 
 
-def local_address(environ: Mapping[str, str]) -> tuple[str, int]:
-    """The host and port that local servers listen on: `HOST`, else loopback; `PORT`, else 8080.
+def local_host(environ: Mapping[str, str]) -> str:
+    """The address that local servers listen on: `HOST`, else loopback."""
+    return environ.get("HOST") or LOOPBACK
+
+
+def local_port(environ: Mapping[str, str]) -> int:
+    """The port that local servers listen on: `PORT`, else 8080.
 
     Raises:
         SettingsError: `PORT` is not a port number.
@@ -182,7 +187,7 @@ def local_address(environ: Mapping[str, str]) -> tuple[str, int]:
     port = environ.get("PORT") or "8080"
     if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > MAX_PORT:
         raise SettingsError("PORT", port, f"an integer from 0 to {MAX_PORT}; 0 is any free port")
-    return environ.get("HOST") or LOOPBACK, int(port)
+    return int(port)
 
 
 def is_remote(uri: str) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
 from handler.dialects.request import Request
-from handler.errors import InternalError, status_of
+from handler.errors import Cancelled, InternalError, status_of
 
 if TYPE_CHECKING:
     from handler.completions import Piece
@@ -75,7 +75,9 @@ class _Stream:
 
     def __next__(self) -> Any:
         if self._finish is None:
-            if self._failure is not None:  # sent as an event; the runtime adds error trailers
+            if (
+                self._failure is not None
+            ):  # sent as an event; the runtime adds error trailers, the server logs 499
                 failure, self._failure = self._failure, None
                 raise failure
             raise StopIteration
@@ -91,7 +93,7 @@ class _Stream:
                 if isinstance(error, GPT2Error)
                 else InternalError("internal error; see the function log")
             )
-            if status_of(failure) >= 500:
+            if status_of(failure) >= 500 or isinstance(failure, Cancelled):
                 self._failure = failure
             return self._request.dialect.error_event(failure)
 

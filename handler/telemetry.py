@@ -125,10 +125,11 @@ def log_invoke(
 ) -> None:
     """Write the line of an invocation.
 
-    Unauthorized and cancelled requests are no errors: otherwise anyone with the URL could fire the
-    alarms that divide `Errors` by `Requests`, and roll back a deployment.
+    Unauthorized requests are not counted, and cancelled ones are no errors: otherwise anyone with
+    the URL could fire the alarms that divide `Errors` by `Requests`, and roll back a deployment.
     """
-    failed = int(error is not None and not isinstance(error, (Unauthorized, Cancelled)))
+    counted = int(error is not None and not isinstance(error, Unauthorized))
+    failed = 0 if isinstance(error, Cancelled) else counted
     line: dict[str, Any] = {
         "level": "INFO",
         "message": "cold start" if report.cold_start else "invoke",
@@ -140,7 +141,7 @@ def log_invoke(
         "FunctionName": getattr(context, "function_name", None) or "local",
         "Source": source,
         # A failed invocation counts as a request: alarms divide errors by requests.
-        "Requests": max(counts.requests, failed),
+        "Requests": max(counts.requests, counted),
         "Errors": max(counts.errors, failed),
         "PromptTokens": counts.prompt_tokens,
         "CompletionTokens": counts.completion_tokens,

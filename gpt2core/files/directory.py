@@ -65,7 +65,7 @@ def open_directory(path: str, precision: str) -> tuple[GPT2Config, dict[str, Ten
         config = GPT2Config.from_file(os.path.join(path, CONFIG_FILE))
         return config, open_checkpoint(path, config)
     raise InvalidArgument(
-        f"{path} has precision {held}, not {precision}: pack the model again",
+        f"{path} has precision {held}, not {precision}: pack it with --precision {precision}",
         param="precision",
     )
 

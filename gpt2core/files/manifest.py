@@ -161,7 +161,9 @@ def check_sizes(model_dir: str, manifest: Manifest) -> None:
             )
         if found.st_size != entry.size:
             raise ManifestError(
-                f"has {found.st_size} bytes, not {entry.size} as in {MANIFEST_FILE}", file=path
+                f"has {found.st_size} bytes, not {entry.size} as in {MANIFEST_FILE}: copy or"
+                " download the directory again",
+                file=path,
             )
 
 

@@ -57,7 +57,10 @@ def follow_current(root: str) -> str:
     found = os.path.join(root, REVISIONS, revision)
     is_name = revision not in ("", ".", "..") and "/" not in revision and "\0" not in revision
     if not is_name or not os.path.isdir(found):
-        raise ModelError(f"CURRENT names {revision!a}, which is not in {REVISIONS}/", file=root)
+        raise ModelError(
+            f"CURRENT names {revision!a}, which is not in {REVISIONS}/: fetch the model again",
+            file=root,
+        )
     return found
 
 

@@ -85,7 +85,10 @@ def open_packed(path: str | os.PathLike[str]) -> Packed:
     path = os.fspath(path)
     tensors, metadata = open_with_metadata(path)
     if metadata.get("format") != PACKED_FORMAT:
-        raise PackedFormatError(f"is not {PACKED_FORMAT}: pack the model again", file=path)
+        found = ascii(metadata.get("format"))[:40]
+        raise PackedFormatError(
+            f"has the format {found}, not {PACKED_FORMAT}: pack the model again", file=path
+        )
     precision = metadata.get("precision")
     if precision not in PRECISIONS:
         raise CheckpointError(

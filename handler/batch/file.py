@@ -118,7 +118,7 @@ def _is_encoded(head: Head) -> bool:
     encodings -= {"", "identity", "aws-chunked"}  # the last is from the upload to S3
     if not encodings <= {"gzip", "x-gzip"}:
         raise UnsupportedObject(
-            "its Content-Encoding is not supported: upload it uncompressed or as gzip"
+            "the object's Content-Encoding is not gzip: upload it uncompressed or as gzip"
         )
     return bool(encodings)
 

@@ -1,9 +1,10 @@
 """Objects in S3: files of prompts, and the results below GPT2_RESULTS, `s3://bucket/prefix`.
 
-The name of a result depends only on the request: processing it twice writes the same bytes to the
-same object. The metadata `x-amz-meta-model-revision` has the model of a result. The function needs
-`s3:PutObject` and `s3:GetObject` there, and `s3:ListBucket` to tell a missing object from a
-forbidden one.
+The name of a result depends only on the message id, or on the file: processing it twice writes the
+same bytes to the same object. The metadata `x-amz-meta-model-revision` has the model of a result.
+The function needs
+`s3:PutObject`, `s3:GetObject`, `s3:DeleteObject` and `s3:AbortMultipartUpload` there, and
+`s3:ListBucket` on the bucket to tell a missing object from a forbidden one.
 """
 
 from collections.abc import Callable
@@ -120,7 +121,7 @@ class Storage:
         def attempt() -> bytes:
             return b"".join(aws.read_range(self._client, _pinned(found), begin, end))
 
-        for _ in range(ATTEMPTS - 1):  # boto3 retries requests, but not answers that break off
+        for _ in range(ATTEMPTS - 1):  # boto3 retries requests, but not responses that end early
             try:
                 return attempt()
             except aws.request_errors() as error:
@@ -141,8 +142,8 @@ class Storage:
                 else ResultsUnavailable
             )
             advice = advice or (
-                "check the bucket, and that the function is allowed s3:PutObject, s3:GetObject and"
-                " s3:ListBucket there"
+                "check the bucket, and that the function is allowed s3:PutObject, s3:GetObject,"
+                " s3:DeleteObject and s3:AbortMultipartUpload there and s3:ListBucket on the bucket"
             )
             raise kind(
                 f"{self.uri('')}: {operation} failed ({answer or type(error).__name__}): {advice}",

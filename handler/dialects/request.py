@@ -87,7 +87,8 @@ class Dialect:
                 continue
             if len(values) > 1:
                 raise BadRequest(
-                    f"{short_repr(name)} occurs {len(values)} times", param=param_of(name)
+                    f"{short_repr(name)} occurs {len(values)} times: send it once",
+                    param=param_of(name),
                 )
             fields[name] = values[0] if name in self.text_fields else _form_value(values[0])
         return fields
@@ -216,15 +217,14 @@ def parse_json(text: str, what: str, param: str | None = None) -> Any:
     except RecursionError:
         raise BadRequest(f"{what} is nested too deeply", param=param) from None
     except ValueError as error:
-        where = ""
-        if isinstance(error, json.JSONDecodeError):
-            is_quote = text[error.pos : error.pos + 1] == "'"
-            where = f": {error}{': use double quotes, not single ones' if is_quote else ''}"
+        where = f": {error}"
+        if isinstance(error, json.JSONDecodeError) and text[error.pos : error.pos + 1] == "'":
+            where += ": use double quotes, not single ones"
         raise BadRequest(f"{what} is not JSON{where}", param=param) from None
 
 
 def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    raise ValueError(f"{name} is not allowed: send a number or null")
 
 
 def _form_value(text: str) -> bool | int | float | str:
@@ -279,7 +279,9 @@ def _biases(biases: Mapping[str, Any], param: str) -> dict[int, Any]:
         )
     for token in biases:
         if not (token.isascii() and token.isdigit() and len(token) < 10):
-            raise BadRequest(f"{param}: {short_repr(token)} is not a token id", param=param)
+            raise BadRequest(
+                f"{param}: {short_repr(token)} is not a token id in quotes", param=param
+            )
     return {int(token): value for token, value in biases.items()}
 
 

@@ -93,7 +93,7 @@ def _incomplete() -> UnsupportedEvent:
 
 def _not_created() -> UnsupportedEvent:
     return UnsupportedEvent(
-        "of the S3 events only ObjectCreated is supported: subscribe to s3:ObjectCreated:* only"
+        "only ObjectCreated events of S3 are supported: subscribe to s3:ObjectCreated:* only"
     )
 
 

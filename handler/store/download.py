@@ -289,12 +289,12 @@ class _Download(Generic[Opened]):
         if error.errno in _FULL:
             return errors.InsufficientStorage(
                 f"{self._root} is full after {megabytes(self._state.received)} of"
-                f" {megabytes(self._state.total)}: increase the function's EphemeralStorage,"
-                " or use a volume (GPT2_MODEL_DIR)",
+                f" {megabytes(self._state.total)}: free some space, or use a larger file system"
+                " (for /tmp on Lambda, increase EphemeralStorage)",
                 param="GPT2_CACHE_DIR",
             )
-        advice = ": mount it writable" if error.errno in _READ_ONLY else ""
-        return errors.NotWritable(f"{self._root} is not writable ({reason}){advice}")
+        advice = ": mount it writable" if error.errno in _READ_ONLY else ": check the file system"
+        return errors.NotWritable(f"{self._root}: the model cannot be written ({reason}){advice}")
 
 
 def is_same_mismatch(one: DigestMismatch, other: DigestMismatch | None) -> bool:

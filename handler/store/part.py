@@ -54,8 +54,8 @@ class Part:
     def opened(self) -> Iterator[int]:
         """A duplicate file descriptor for writing.
 
-        A thread may outlive its download, when a closed descriptor's number may belong to another
-        file.
+        A thread may outlive its download; by then, the number of a closed descriptor may belong to
+        another file.
         """
         with self._locked():
             fd = os.dup(self._fd)

@@ -20,6 +20,7 @@ from typing import Final
 from gpt2core.errors import ModelError
 from gpt2core.files.manifest import check_sizes, read_manifest
 from gpt2core.files.names import CURRENT, MANIFEST_FILE, REVISIONS
+from handler.errors import ModelUnavailable
 from handler.store.free_space import check_free_space
 from handler.store.part import Part, parts_of
 from handler.store.transfer import RemoteFile
@@ -135,8 +136,9 @@ class Staging:
             with suppress(FileNotFoundError):
                 os.rename(revision, os.path.join(self._directory, f"broken-{secrets.token_hex(4)}"))
         else:
-            raise FileExistsError(
-                17, "another writer keeps publishing an invalid revision", revision
+            raise ModelUnavailable(
+                f"{revision}: another writer keeps replacing this revision by an invalid one:"
+                " stop that writer, then download again"
             )
         _flush(os.path.dirname(revision))
         current = os.path.join(self._directory, CURRENT)

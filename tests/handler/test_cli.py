@@ -133,13 +133,14 @@ def test_a_missing_model_is_one_error_line_and_not_replaced_by_the_demo(
 
 
 @pytest.mark.parametrize("command", [("handler", "serve"), ("handler.runtime",)])
-def test_a_port_in_use_is_one_error_line_that_names_the_variable(command: tuple[str, ...]) -> None:
+def test_a_port_in_use_is_one_error_line_that_names_the_variables(command: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         result = run(*command, PORT=port)
     assert result.returncode == 1
     assert result.stderr == (
-        f"error: port {port}: Address already in use: choose another with PORT=N\n"
+        f"error: cannot listen on 127.0.0.1:{port}: Address already in use:"
+        " choose another port or HOST\n"
     )
 
 
@@ -151,6 +152,13 @@ def test_an_invalid_port_is_one_error_line(command: tuple[str, ...], port: str) 
     assert result.stderr == (
         f"error: PORT is {port!r}; accepted: an integer from 0 to 65535; 0 is any free port\n"
     )
+
+
+def test_an_option_for_the_port_comes_before_the_variable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = run("handler", "serve", "--port", str(port), PORT="abc")
+    assert result.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}: ")
 
 
 def test_the_runtime_reports_an_invalid_setting_in_one_line() -> None:
