@@ -18,7 +18,7 @@ import pytest
 from gpt2core import Engine
 from handler.dialects.request import Dialect
 from tests.conftest import DEMO
-from tests.support.dialects import SUPPORTED, name_of, path_of, request_of
+from tests.support.dialects import SUPPORTED, name_of, paths_of, request_of
 from tests.support.kernels import needs_native
 from tests.support.serve import server
 
@@ -78,14 +78,14 @@ class Clients:
 
     def valid(self, chance: random.Random) -> None:
         dialect, body, prompt, expected = self.request(chance)
-        status, found = self.send("POST", path_of(dialect), body)
+        status, found = self.send("POST", chance.choice(paths_of(dialect)), body)
         (text,) = dialect.texts(json.loads(found))
         assert status == 200
         assert text == (prompt + expected if name_of(dialect) == "HuggingFace" else expected)
 
     def streamed(self, chance: random.Random) -> None:
         dialect, body, _, expected = self.request(chance, stream=True)
-        status, found = self.send("POST", path_of(dialect), body)
+        status, found = self.send("POST", chance.choice(paths_of(dialect)), body)
         assert (status, streamed_text(found.decode())) == (200, expected)
 
     def invalid(self, chance: random.Random) -> None:
@@ -95,7 +95,7 @@ class Clients:
     def slow(self, chance: random.Random) -> None:
         """Send the request and read the stream in small pieces."""
         dialect, body, _, expected = self.request(chance, stream=True)
-        path = path_of(dialect)
+        path = chance.choice(paths_of(dialect))
         with self.connect() as connection:
             for piece in (head(path, body)[:20], head(path, body)[20:], body[:9], body[9:]):
                 connection.sendall(piece)
@@ -112,7 +112,7 @@ class Clients:
     def disconnecting(self, chance: random.Random) -> None:
         """Disconnect during the request, while waiting, or during the stream."""
         dialect, body, _, _ = self.request(chance, stream=chance.random() < 0.5)
-        path = path_of(dialect)
+        path = chance.choice(paths_of(dialect))
         with self.connect() as connection:
             if chance.random() < 0.3:
                 connection.sendall(head(path, body) + body[:5])

@@ -13,9 +13,14 @@ def name_of(dialect: Dialect) -> str:
     return type(dialect).__name__
 
 
+def paths_of(dialect: Dialect) -> list[str]:
+    """Its paths for POST."""
+    return [path for path, methods in dialect.routes.items() if "POST" in methods]
+
+
 def path_of(dialect: Dialect) -> str:
     """The last of its paths for POST, which is not `/` if it has another."""
-    return [path for path, methods in dialect.routes.items() if "POST" in methods][-1]
+    return paths_of(dialect)[-1]
 
 
 def request_of(dialect: Dialect, prompt: str, max_new_tokens: int, **other: Any) -> dict[str, Any]:
