@@ -64,10 +64,10 @@ def open_directory(path: str, precision: str) -> tuple[GPT2Config, dict[str, Ten
     if (has_raw or not packed) and precision in ("auto", "f32"):
         config = GPT2Config.from_file(os.path.join(path, CONFIG_FILE))
         return config, open_checkpoint(path, config)
-    raise InvalidArgument(
-        f"{path} has precision {held}, not {precision}: pack it with --precision {precision}",
-        param="precision",
-    )
+    problem = f"has precision {held}, not {precision}"
+    if held == precision:
+        problem = f"was packed in {held} before its weights changed"
+    raise InvalidArgument(f"{path} {problem}: pack the model again", param="precision")
 
 
 def has_raw_weights(path: str) -> bool:

@@ -377,9 +377,7 @@ def test_raw_files_replace_a_packed_file_of_another_version_with_a_warning(
     exact = Engine.open(folder).logits([1, 2])
     pack(folder, folder, "int8")
     outdate(folder)
-    with pytest.warns(
-        UserWarning, match="is not gpt2-packed-3: pack the model again; using the raw"
-    ):
+    with pytest.warns(UserWarning, match="not gpt2-packed-3: pack the model again; using the raw"):
         engine = Engine.open(folder)
     assert (engine.logits([1, 2]) == exact).all()
     with pytest.raises(CheckpointError, match="pack the model again"):
@@ -391,7 +389,9 @@ def test_a_packed_file_of_another_version_without_raw_files_is_an_error_with_the
 ) -> None:
     pack(write_model(tmp_path / "a"), tmp_path / "b")
     outdate(tmp_path / "b")
-    with pytest.raises(CheckpointError, match="is not gpt2-packed-3: pack the model again"):
+    with pytest.raises(
+        CheckpointError, match="has the format .*, not gpt2-packed-3: pack the model again"
+    ):
         Engine.open(tmp_path / "b")
 
 

@@ -238,7 +238,7 @@ def test_nan_ends_only_its_sequence(tmp_path: Path) -> None:
     found = {e.key: e.end for e in run(scheduler_of(engine), prompts) if e.end is not None}
     for bad in (1, 3):
         assert isinstance(found[bad], CheckpointError)
-        assert str(tmp_path / "nan") in str(found[bad])
+        assert "the weights are damaged; download the model again" in str(found[bad])
     for good in (0, 2):
         alone = engine.generate(prompts[good].ids, 8)
         assert plain(found[good]) == plain(alone)  # type: ignore[arg-type]

@@ -65,7 +65,9 @@ def test_a_model_is_not_packed_into_a_directory_of_published_models(
 @pytest.mark.parametrize("name", ["", ".", "..", "../root", "missing", "a\0b"])
 def test_a_current_file_that_names_no_revision_is_an_error(root: Path, name: str) -> None:
     (root / CURRENT).write_text(name)
-    with pytest.raises(GPT2Error, match=f"^{root}: CURRENT names .* is not in revisions/$"):
+    with pytest.raises(
+        GPT2Error, match=f"^{root}: CURRENT names .* is not in revisions/: fetch the model again$"
+    ):
         Engine.open(root)
 
 
