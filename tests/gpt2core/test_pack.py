@@ -390,7 +390,7 @@ def test_a_packed_file_of_another_version_without_raw_files_is_an_error_with_the
     pack(write_model(tmp_path / "a"), tmp_path / "b")
     outdate(tmp_path / "b")
     with pytest.raises(
-        CheckpointError, match="has the format .*, not gpt2-packed-3: pack the model again"
+        CheckpointError, match=r"has the format .*, not gpt2-packed-3: pack the model again"
     ):
         Engine.open(tmp_path / "b")
 
