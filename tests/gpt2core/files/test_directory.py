@@ -67,7 +67,7 @@ def test_weights_saved_after_packing_replace_the_packed_file(
     if precision != "f32":
         with pytest.raises(
             InvalidArgument,
-            match="was packed in .* before its weights changed: pack the model again",
+            match=r"was packed in .* before its weights changed: pack the model again",
         ):
             Engine.open(folder, precision=precision)
     pack(folder, folder, precision)
