@@ -369,8 +369,5 @@ def _choose_kernels(kernels: str) -> bool:
         return False
     native = choose_native()
     if kernels == "native" and not native.instruction_set:
-        raise InvalidArgument(
-            f"native kernels {native.reason}, or use kernels='auto' or 'numpy'",
-            param="kernels",
-        )
+        raise InvalidArgument(f"the native kernels {native.reason}", param="kernels")
     return native.instruction_set is not None

@@ -66,8 +66,7 @@ class Model:
                     prompt_lookup=settings.prompt_lookup,
                 )
             except InvalidArgument as error:  # the only argument that can be invalid here
-                reason = error.message.partition(", or use")[0]
-                accepted = f"auto or numpy ({reason})"
+                accepted = f"auto or numpy, because {error}"
                 raise SettingsError("GPT2_KERNELS", settings.kernels, accepted) from error
             engine.read_ahead()
             timings.lap("map")

@@ -239,14 +239,19 @@ def test_each_event_is_sent_before_the_next_token_is_computed(
         connection.close()
 
 
+def disconnect_from_a_stream(port: int, gate: Gate) -> None:
+    """Disconnect after the first of a hundred tokens, then permit three more passes."""
+    gate.permit(1)
+    connection, response = open_stream(port, {**NATIVE, "max_new_tokens": 100})
+    event_of(response)
+    response.close()
+    connection.close()
+    gate.permit(3)
+
+
 def test_a_disconnected_client_cancels_its_sequence(shared: Function, gate: Gate) -> None:
     with serving(shared.invoke) as port:
-        gate.permit(1)
-        connection, response = open_stream(port, {**NATIVE, "max_new_tokens": 100})
-        event_of(response)
-        response.close()
-        connection.close()
-        gate.permit(3)  # of a hundred
+        disconnect_from_a_stream(port, gate)
         until(lambda: shared.active_requests == 0)
         assert gate.passes <= 4
 
@@ -261,12 +266,7 @@ def test_a_disconnected_client_is_logged_and_is_no_error(
         return any(line.startswith("POST /generate 499 ") for line in log)
 
     with serving(shared.invoke) as port:
-        gate.permit(1)
-        connection, response = open_stream(port, {**NATIVE, "max_new_tokens": 100})
-        event_of(response)
-        response.close()
-        connection.close()
-        gate.permit(3)
+        disconnect_from_a_stream(port, gate)
         until(is_logged)
     (line,) = [json.loads(line) for line in log if line.startswith("{")]
     assert (line["Errors"], line["Requests"]) == (0, 1)

@@ -318,7 +318,6 @@ def run_a_queue(moto: str, folder: Path, count: int, kills: int, name: str) -> N
         assert result["generated_text"] == alone.text
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(RIE is None, reason="AWS's emulator is not installed: `make test` does")
 def test_every_message_has_its_result_although_functions_are_killed(
     moto: str, tmp_path: Path
@@ -392,7 +391,6 @@ def run_groups(moto: str, folder: Path, count: int, kills: int, name: str) -> No
             assert result["generated_text"] == alone.text
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(RIE is None, reason="AWS's emulator is not installed: `make test` does")
 def test_groups_keep_their_order_although_functions_are_killed(moto: str, tmp_path: Path) -> None:
     run_groups(moto, tmp_path, 60, 2, "groups")
