@@ -369,5 +369,6 @@ def _choose_kernels(kernels: str) -> bool:
         return False
     native = choose_native()
     if kernels == "native" and not native.instruction_set:
-        raise InvalidArgument(f"the native kernels {native.reason}", param="kernels")
+        problem = f"the native kernels {native.reason}; use 'auto' or 'numpy'"
+        raise InvalidArgument(problem, param="kernels")
     return native.instruction_set is not None

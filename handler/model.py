@@ -66,7 +66,7 @@ class Model:
                     prompt_lookup=settings.prompt_lookup,
                 )
             except InvalidArgument as error:  # the only argument that can be invalid here
-                accepted = f"auto or numpy, because {error}"
+                accepted = f"auto or numpy ({error})"
                 raise SettingsError("GPT2_KERNELS", settings.kernels, accepted) from error
             engine.read_ahead()
             timings.lap("map")

@@ -752,7 +752,7 @@ def test_unavailable_kernels_are_a_settings_error(
     reply = Function(settings).invoke({"prompt": "abc"})
     assert reply["error"]["type"] == "SettingsError"
     assert reply["error"]["message"] == (
-        "GPT2_KERNELS is 'native'; accepted: auto or numpy, because the native kernels are not"
-        " built"
+        "GPT2_KERNELS is 'native'; accepted: auto or numpy (the native kernels are not built;"
+        " use 'auto' or 'numpy')"
     )
     assert Function(settings._replace(kernels="auto")).invoke({"prompt": "abc"})["generated_text"]
