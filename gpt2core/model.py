@@ -143,31 +143,37 @@ def attention(
     caches: Sequence[KVCache],
     masks: Sequence[Float32 | None],
     lengths: Sequence[int],
+    n_last: Sequence[int],
 ) -> Float32:
-    """x [n_tokens, n_embd] -> [n_tokens, n_embd]; appends block `layer`'s keys and values.
+    """x [n_tokens, n_embd] -> [sum(n_last), n_embd]; appends block `layer`'s keys and values.
 
     The first `lengths[0]` rows of `x` belong to the sequence of `caches[0]`, and so on: sequences
-    share the products with the weights, and each attends only to itself.
+    share the products with the weights, and each attends only to itself. The result is computed for
+    the last `n_last` rows of each.
     """
     n_tokens, n_embd = x.shape
     n_head, _, head_dim = caches[0].keys[layer].shape
     qkv = linear(x, attn.c_attn).reshape(n_tokens, 3, n_head, head_dim)
     qkv[:, 0] *= np.float32(attn.scale)
-    heads: Float32 = np.empty((n_tokens, n_head, head_dim), np.float32)
-    begin = 0
-    for cache, mask, length in zip(caches, masks, lengths, strict=True):
+    heads: Float32 = np.empty((sum(n_last), n_head, head_dim), np.float32)
+    begin = out = 0
+    for cache, mask, length, n_rows in zip(caches, masks, lengths, n_last, strict=True):
         end, n_past = begin + length, cache.n_kv
         n_kv = n_past + length
         keys, values = cache.keys[layer], cache.values[layer]
         query, keys[:, n_past:n_kv], values[:, n_past:n_kv] = qkv[begin:end].transpose(1, 2, 0, 3)
-        # [n_head, length, head_dim] @ [n_head, head_dim, n_kv] -> [n_head, length, n_kv]
-        scores = np.matmul(query, keys[:, :n_kv].transpose(0, 2, 1))
-        if mask is not None:
-            scores[:, :, n_past:] += mask
-        # [n_head, length, n_kv] @ [n_head, n_kv, head_dim] -> [n_head, length, head_dim]
-        heads[begin:end] = np.matmul(softmax(scores), values[:, :n_kv]).transpose(1, 0, 2)
         begin = end
-    return linear(heads.reshape(n_tokens, n_embd), attn.c_proj)
+        if not n_rows:
+            continue
+        # [n_head, n_rows, head_dim] @ [n_head, head_dim, n_kv] -> [n_head, n_rows, n_kv]
+        scores = np.matmul(query[:, -n_rows:], keys[:, :n_kv].transpose(0, 2, 1))
+        if mask is not None:
+            scores[:, :, n_past:] += mask[-n_rows:]
+        # [n_head, n_rows, n_kv] @ [n_head, n_kv, head_dim] -> [n_head, n_rows, head_dim]
+        rows = np.matmul(softmax(scores), values[:, :n_kv])
+        heads[out : out + n_rows] = rows.transpose(1, 0, 2)
+        out += n_rows
+    return linear(heads.reshape(out, n_embd), attn.c_proj)
 
 
 def feed_forward(x: Float32, mlp: MLP, activation: Callable[[Float32], Float32]) -> Float32:
@@ -181,15 +187,27 @@ def _blocks(
     config: GPT2Config,
     lengths: Sequence[int],
     caches: Sequence[KVCache],
-) -> None:
-    """All blocks on x [n_tokens, n_embd], in place; the compiled kernels do so in one call."""
+    n_last: Sequence[int],
+) -> Float32:
+    """All blocks on x [n_tokens, n_embd], which the compiled kernels compute in one call.
+
+    Returns the last `n_last` rows of each sequence, [sum(n_last), n_embd].
+    """
     epsilon = config.layer_norm_epsilon
     activation = ACTIVATIONS[config.activation_function]
     masks = [causal_mask(length) for length in lengths]
     for i in range(config.n_layer):
         block: Block = weights.block(i)
-        x += attention(layer_norm(x, block.ln_1, epsilon), block.attn, i, caches, masks, lengths)
+        normed = layer_norm(x, block.ln_1, epsilon)
+        if i < config.n_layer - 1:
+            x += attention(normed, block.attn, i, caches, masks, lengths, lengths)
+        else:
+            ends = np.cumsum(lengths)
+            rows = [np.arange(end - n, end) for end, n in zip(ends, n_last, strict=True)]
+            x = x[np.concatenate(rows)]
+            x += attention(normed, block.attn, i, caches, masks, lengths, n_last)
         x += feed_forward(layer_norm(x, block.ln_2, epsilon), block.mlp, activation)
+    return x
 
 
 def hidden_states(
@@ -197,21 +215,25 @@ def hidden_states(
     config: GPT2Config,
     sequences: Sequence[Sequence[int]],
     caches: Sequence[KVCache],
+    n_last: Sequence[int] | None = None,
 ) -> Float32:
     """Run one pass on the new ids of each sequence, which follow the positions in its cache.
 
-    Returns [n_tokens, n_embd] before `ln_f`: the rows of the first sequence, then of the second, ….
+    Returns [sum(n_last), n_embd] before `ln_f`: the last `n_last[0]` rows of the first sequence,
+    then of the second, …; all rows without `n_last`. The last block computes only keys and values
+    of the other rows.
     """
     lengths = [len(ids) for ids in sequences]
+    n_last = lengths if n_last is None else n_last
     embedded = [
         weights.embed(np.asarray(ids), cache.n_kv)
         for ids, cache in zip(sequences, caches, strict=True)
     ]
     x = embedded[0] if len(embedded) == 1 else np.concatenate(embedded)
     if weights.native:
-        weights.forward(x, lengths, caches)
+        x = weights.forward(x, lengths, caches, n_last)
     else:
-        _blocks(x, weights, config, lengths, caches)
+        x = _blocks(x, weights, config, lengths, caches, n_last)
     for cache, length in zip(caches, lengths, strict=True):
         cache.n_kv += length
     return x

@@ -188,8 +188,9 @@ class Scheduler:
         scheduled: list[SequenceState] = []
         rows: list[Sequence[int]] = []
         sampling: list[SequenceState] = []  # those that get a token in this pass
-        last: list[int] = []  # the row of each that determines it
-        n_tokens = 0
+        n_last: list[int] = []  # how many of the last rows of each are needed
+        last: list[int] = []  # the row of x that determines the token of each in `sampling`
+        n_rows = 0  # of x
         any_sampler = False
         for sequence in self._running:
             if sequence.new.ids:
@@ -205,19 +206,24 @@ class Scheduler:
                 any_sampler = True
             scheduled.append(sequence)
             rows.append(ids)
-            n_tokens += len(ids)
-            if sequence.new.ids or sequence.cache.n_kv + len(ids) == len(sequence.prompt.ids):
+            has_token = bool(sequence.new.ids)
+            has_token |= sequence.cache.n_kv + len(ids) == len(sequence.prompt.ids)
+            needs_all = draft_tokens or (sequence.prompt.prompt_logprobs and not sequence.new.ids)
+            n_last.append(len(ids) if needs_all else int(has_token))
+            n_rows += n_last[-1]
+            if has_token:
                 sampling.append(sequence)
-                last.append(n_tokens - 1)
+                last.append(n_rows - 1)
         n_past = [sequence.cache.n_kv for sequence in scheduled] if any_sampler else []
-        x = hidden_states(self._weights, self._config, rows, [s.cache for s in scheduled])
+        caches = [sequence.cache for sequence in scheduled]
+        x = hidden_states(self._weights, self._config, rows, caches, n_last)
         if draft_tokens:
             return self._verify(sampling[0], draft_tokens, x), decode_only
         if any_sampler:
-            self._score_prompts(scheduled, n_past, rows, x)
+            self._score_prompts(scheduled, n_past, n_last, x)
         if not sampling:
             return [], decode_only
-        x = x if len(last) == n_tokens else x[last]
+        x = x if len(last) == n_rows else x[last]
         if any_sampler and any(sequence.sampler for sequence in sampling):
             return self._choose(sampling, x), decode_only
         return self._greedy(sampling, x), decode_only
@@ -272,17 +278,17 @@ class Scheduler:
         self,
         sequences: Sequence[SequenceState],
         n_past: Sequence[int],
-        rows: Sequence[Sequence[int]],
+        n_last: Sequence[int],
         x: Float32,
     ) -> None:
-        """Record the logprobs of the prompt tokens that follow those in `rows`, if requested.
+        """Record the logprobs of the prompt tokens that follow those of this pass, if requested.
 
-        x [n_tokens, n_embd]: the rows of the first sequence, then of the second. `n_past`:
+        x [sum(n_last), n_embd]: the rows of the first sequence, then of the second. `n_past`:
         positions in each cache before this pass.
         """
         begin = 0
-        for sequence, past, ids in zip(sequences, n_past, rows, strict=True):
-            following = sequence.prompt.ids[past + 1 : past + 1 + len(ids)]
+        for sequence, past, n_rows in zip(sequences, n_past, n_last, strict=True):
+            following = sequence.prompt.ids[past + 1 : past + 1 + n_rows]
             if sequence.prompt.prompt_logprobs and not sequence.new.ids:
                 assert sequence.sampler
                 for i in range(0, len(following), _SCORED_ROWS):
@@ -290,7 +296,7 @@ class Scheduler:
                     some = x[begin + i : begin + i + len(targets)]
                     scores = unchecked_logits(self._weights, self._config, some)
                     sequence.prompt_logprobs += sequence.sampler.score(scores, targets)
-            begin += len(ids)
+            begin += n_rows
 
     def _push(
         self,

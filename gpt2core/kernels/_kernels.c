@@ -98,14 +98,16 @@ typedef struct {
 
 typedef struct {
     int rows, n_past;     /* new positions, and positions already in the cache */
+    int n_last;           /* rows at the end whose result is needed */
     float *keys, *values; /* of the layer: [n_head][capacity][head_dim] */
     size_t capacity;
-    int first_row, first_unit;
+    /* Of the present operation: the rows before `begin` only store keys and values. */
+    int begin, first_row, first_head, first_unit;
 } Sequence;
 
 typedef struct {
     const float *qkv; /* [rows][3][n_head][head_dim] */
-    float *heads;     /* [rows][n_head][head_dim] */
+    float *heads;     /* [rows from each sequence's `begin` on][n_head][head_dim] */
     const Sequence *sequences;
     int n_sequences, n_head, head_dim, n_units;
     int max_kv; /* maximum number of positions of a sequence, rounded up to 16 */
@@ -643,18 +645,21 @@ static void store_rows(const void *job, int begin, int end, float *scratch)
     }
 }
 
-/* qkv [rows][3][n_head][head_dim] -> heads [rows][n_head][head_dim]; fills in the sequences' first_… */
+/* qkv [rows][3][n_head][head_dim] -> heads, see `Attention`; fills in the sequences' first_… */
 static int attention(const float *qkv, float *heads, Sequence *sequences, int n_sequences, int n_head, int head_dim, float scale)
 {
     Attention a = {.qkv = qkv, .heads = heads, .sequences = sequences, .n_sequences = n_sequences, .n_head = n_head, .head_dim = head_dim, .scale = scale};
-    int rows = 0;
+    int rows = 0, n_heads = 0;
     double work = 0;
     for (Sequence *s = sequences; s < sequences + n_sequences; s++) {
+        const int wanted = s->rows - s->begin;
         s->first_row = rows;
+        s->first_head = n_heads;
         s->first_unit = a.n_units;
         rows += s->rows;
-        a.n_units += (s->rows + UNIT_ROWS - 1) / UNIT_ROWS * n_head;
-        work += 2. * s->rows * (s->n_past + s->rows);
+        n_heads += wanted;
+        a.n_units += (wanted + UNIT_ROWS - 1) / UNIT_ROWS * n_head;
+        work += 2. * wanted * (s->n_past + s->rows);
         if (a.max_kv < s->n_past + s->rows) a.max_kv = s->n_past + s->rows;
     }
     a.max_kv = (int)round_up(a.max_kv, 16);
@@ -670,9 +675,23 @@ typedef struct {
     float scale; /* factor of query times key */
 } Block;
 
+/* Move the rows whose result is needed to the beginning of x [rows][n]; returns their number. */
+static int keep_last_rows(Sequence *sequences, int n_sequences, float *x, size_t n)
+{
+    int row = 0, n_kept = 0;
+    for (Sequence *s = sequences; s < sequences + n_sequences; s++) {
+        s->begin = s->rows - s->n_last;
+        memmove(x + n_kept * n, x + (row + s->begin) * n, s->n_last * n * sizeof(float));
+        row += s->rows;
+        n_kept += s->n_last;
+    }
+    return n_kept;
+}
+
 /*
  * All blocks, on x [rows][n_embd] in place: see `gpt2core.model.hidden_states`. `keys` and `values`
- * of the sequences point to the first layer and contain all layers.
+ * of the sequences point to the first layer and contain all layers. At the end, x begins with the
+ * `n_last` rows of each sequence. The last block computes only keys and values of the other rows.
  */
 static int forward(const Block *blocks, int n_layer, int n_head, int head_dim, float epsilon, enum activation activation, float *x, int rows, Sequence *sequences, int n_sequences)
 {
@@ -683,8 +702,10 @@ static int forward(const Block *blocks, int n_layer, int n_head, int head_dim, f
     int failed = 0;
     for (const Block *b = blocks; b < blocks + n_layer && !failed; b++) {
         failed = layer_norm(x, rows, n_embd, b->ln_1_weight, b->ln_1_bias, epsilon, normed) ||
-                 linear(b->c_attn, normed, rows, qkv, NONE, NULL) ||
-                 attention(qkv, heads, sequences, n_sequences, n_head, head_dim, b->scale) ||
+                 linear(b->c_attn, normed, rows, qkv, NONE, NULL);
+        if (failed) break;
+        if (b == blocks + n_layer - 1) rows = keep_last_rows(sequences, n_sequences, x, n_embd);
+        failed = attention(qkv, heads, sequences, n_sequences, n_head, head_dim, b->scale) ||
                  linear(b->c_proj, heads, rows, normed, NONE, x);
         if (failed) break;
         memcpy(x, normed, rows * n_embd * sizeof(float));
@@ -908,7 +929,7 @@ static PyObject *py_activate(PyObject *module, PyObject *const *a, Py_ssize_t n)
     return finish(&held, failed);
 }
 
-/* [(rows, n_past, keys, values), …] -> new array; keys and values are [n_layer][n_head][capacity][head_dim]. */
+/* [(rows, n_past, keys, values, n_last), …] -> new array; keys and values are [n_layer][n_head][capacity][head_dim]. */
 static Sequence *sequences_of(PyObject *list, Held *held, int n_layer, size_t n_embd, long *n_sequences, long *rows)
 {
     Py_ssize_t n = PyList_Size(list);
@@ -919,17 +940,19 @@ static Sequence *sequences_of(PyObject *list, Held *held, int n_layer, size_t n_
     *rows = 0;
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *item = PyList_GetItem(list, i);
-        if (!PyTuple_Check(item) || PyTuple_Size(item) != 4) {
-            PyErr_SetString(PyExc_TypeError, "a sequence is (rows, n_past, keys, values)");
+        if (!PyTuple_Check(item) || PyTuple_Size(item) != 5) {
+            PyErr_SetString(PyExc_TypeError, "a sequence is (rows, n_past, keys, values, n_last)");
             break;
         }
         Sequence *s = &all[i];
         long n_rows = number("rows", PyTuple_GetItem(item, 0), 0, MOST), n_past = n_rows < 0 ? -1 : number("n_past", PyTuple_GetItem(item, 1), 0, MOST);
-        if (n_past < 0 || !(s->keys = buffer(held, PyTuple_GetItem(item, 2), -1, sizeof(float), 1))) break;
+        long n_last = n_past < 0 ? -1 : number("n_last", PyTuple_GetItem(item, 4), 0, n_rows);
+        if (n_last < 0 || !(s->keys = buffer(held, PyTuple_GetItem(item, 2), -1, sizeof(float), 1))) break;
         size_t floats = held->views[held->n - 1].len / sizeof(float);
         if (!(s->values = buffer(held, PyTuple_GetItem(item, 3), (double)floats, sizeof(float), 1))) break;
         s->rows = (int)n_rows;
         s->n_past = (int)n_past;
+        s->n_last = (int)n_last;
         s->capacity = floats / (n_layer * n_embd);
         *rows += n_rows;
         if (floats != s->capacity * n_layer * n_embd || (size_t)(n_past + n_rows) > s->capacity || *rows > MOST) {
@@ -942,7 +965,7 @@ static Sequence *sequences_of(PyObject *list, Held *held, int n_layer, size_t n_
     return NULL;
 }
 
-/* attention(qkv, heads, sequences, n_head, head_dim, scale): one layer */
+/* attention(qkv, heads, sequences, n_head, head_dim, scale): one layer, for the n_last rows of each sequence */
 static PyObject *py_attention(PyObject *module, PyObject *const *a, Py_ssize_t n)
 {
     (void)module;
@@ -955,7 +978,9 @@ static PyObject *py_attention(PyObject *module, PyObject *const *a, Py_ssize_t n
     const size_t n_embd = (size_t)n_head * head_dim;
     Sequence *sequences = sequences_of(a[2], &held, 1, n_embd, &n_sequences, &rows);
     const float *qkv = sequences ? buffer(&held, a[0], 3. * rows * n_embd, sizeof(float), 0) : NULL;
-    float *heads = qkv ? buffer(&held, a[1], (double)rows * n_embd, sizeof(float), 1) : NULL;
+    int n_heads = 0;
+    for (Sequence *s = sequences; qkv && s < sequences + n_sequences; n_heads += s++->n_last) s->begin = s->rows - s->n_last;
+    float *heads = qkv ? buffer(&held, a[1], (double)n_heads * n_embd, sizeof(float), 1) : NULL;
     if (heads && rows) COMPUTE(0, attention(qkv, heads, sequences, (int)n_sequences, (int)n_head, (int)head_dim, (float)scale));
     PyMem_Free(sequences);
     return finish(&held, failed);
@@ -983,7 +1008,7 @@ static int block_of(PyObject *item, Held *held, size_t n_embd, size_t n_inner, B
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* forward(x, blocks, sequences, n_head, head_dim, n_inner, epsilon, activation): all blocks, x in place */
+/* forward(x, blocks, sequences, n_head, head_dim, n_inner, epsilon, activation): all blocks, x in place, as in `forward` above */
 static PyObject *py_forward(PyObject *module, PyObject *const *a, Py_ssize_t n)
 {
     (void)module;
@@ -1753,7 +1778,7 @@ static void attend(const Attention *a, const Sequence *s, int head, int begin, i
     float *query = scratch + PANEL_OUTS * K_CHUNK, *scores = query + BLOCK_ROWS * padded;
     for (int first = begin; first < end; first += BLOCK_ROWS) {
         const int rows = least(BLOCK_ROWS, end - first), n = s->n_past + first + 1;
-        float inverse[BLOCK_ROWS], *out = a->heads + (s->first_row + first) * row + head * head_dim;
+        float inverse[BLOCK_ROWS], *out = a->heads + (s->first_head + first - s->begin) * row + head * head_dim;
         for (int r = 0; r < rows; r++) {
             const float *q = a->qkv + (s->first_row + first + r) * 3 * row + head * head_dim;
             for (int d = 0; d < head_dim; d += 16)
@@ -1786,7 +1811,7 @@ static void do_attention(const void *job, int begin, int end, float *scratch)
         const int unit = a->n_units - 1 - item;
         const Sequence *s = a->sequences + a->n_sequences - 1;
         while (s->first_unit > unit) s--;
-        const int first = (unit - s->first_unit) / a->n_head * UNIT_ROWS;
+        const int first = s->begin + (unit - s->first_unit) / a->n_head * UNIT_ROWS;
         attend(a, s, (unit - s->first_unit) % a->n_head, first, least(first + UNIT_ROWS, s->rows), scratch);
     }
 }

@@ -51,26 +51,28 @@ def layer_norm(
 # Applies the activation to x of any shape, in place.
 def activate(x: Buffer, activation: int, /) -> None: ...
 
-# One layer: qkv [rows, 3, n_head, head_dim] -> heads [rows, n_head, head_dim]. sequences: (rows,
-# n_past, keys, values), keys and values [n_head, capacity, head_dim], which get the new ones.
-# ValueError: n_past + rows exceeds the capacity.
+# One layer: qkv [rows, 3, n_head, head_dim] -> heads [sum of n_last, n_head, head_dim]. sequences:
+# (rows, n_past, keys, values, n_last), keys and values [n_head, capacity, head_dim], which get the
+# new ones; the result is computed for the last n_last rows of each sequence. ValueError: n_past +
+# rows exceeds the capacity.
 def attention(
     qkv: Buffer,
     heads: Buffer,
-    sequences: Sequence[tuple[int, int, Buffer, Buffer]],
+    sequences: Sequence[tuple[int, int, Buffer, Buffer, int]],
     n_head: int,
     head_dim: int,
     scale: float,
     /,
 ) -> None: ...
 
-# All blocks on x [rows, n_embd], in place. blocks: (ln_1 weight, bias, c_attn, c_proj, ln_2 weight,
+# All blocks on x [rows, n_embd], in place; afterwards x begins with the n_last rows of each
+# sequence, and its other rows are undefined. blocks: (ln_1 weight, bias, c_attn, c_proj, ln_2 weight,
 # bias, c_fc, c_proj, scale). sequences: as for `attention`, but keys and values are [n_layer,
 # n_head, capacity, head_dim].
 def forward(
     x: Buffer,
     blocks: Sequence[tuple[Buffer, Buffer, Matrix, Matrix, Buffer, Buffer, Matrix, Matrix, float]],
-    sequences: Sequence[tuple[int, int, Buffer, Buffer]],
+    sequences: Sequence[tuple[int, int, Buffer, Buffer, int]],
     n_head: int,
     head_dim: int,
     n_inner: int,

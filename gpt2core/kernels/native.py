@@ -135,15 +135,24 @@ class Forward:
             for block in blocks
         ]
 
-    def __call__(self, x: Float32, lengths: "Sequence[int]", caches: "Sequence[KVCache]") -> None:
-        """Run all blocks on x [n_tokens, n_embd] in place; append keys and values to the caches."""
+    def __call__(
+        self,
+        x: Float32,
+        lengths: "Sequence[int]",
+        caches: "Sequence[KVCache]",
+        n_last: "Sequence[int]",
+    ) -> Float32:
+        """Run all blocks on x [n_tokens, n_embd] in place; append keys and values to the caches.
+
+        Returns the last `n_last` rows of each sequence, [sum(n_last), n_embd], as a view of x.
+        """
         config = self._config
         _kernels.forward(
             x,
             self._blocks,
             [
-                (length, cache.n_kv, cache.keys, cache.values)
-                for length, cache in zip(lengths, caches, strict=True)
+                (length, cache.n_kv, cache.keys, cache.values, last)
+                for length, cache, last in zip(lengths, caches, n_last, strict=True)
             ],
             config.n_head,
             config.head_dim,
@@ -151,3 +160,4 @@ class Forward:
             config.layer_norm_epsilon,
             ACTIVATIONS[config.activation_function],
         )
+        return x[: sum(n_last)]

@@ -89,6 +89,33 @@ def test_decoding_with_the_cache_gives_the_same_logits(engine: Engine) -> None:
     np.testing.assert_allclose(np.stack(cached), engine.logits(ids)[9:], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_last", [[0, 1, 0], [1, 1, 1], [3, 0, 2], [0, 0, 0], [9, 1, 30]])
+def test_only_the_requested_last_rows_are_returned(
+    engine: Engine, kernels: str, n_last: list[int]
+) -> None:
+    weights, config = engine._weights, engine.config
+    lengths = [9, 1, 30]
+    sequences = [[(7 * i + n) % 257 for i in range(n)] for n in lengths]
+
+    def run(*rows: list[int]) -> tuple[list[np.ndarray], list[KVCache]]:
+        caches = [KVCache(config, 40) for _ in sequences]
+        for cache in caches:
+            gpt2.hidden_states(weights, config, [[1, 2, 3]], [cache])
+        x = gpt2.hidden_states(weights, config, sequences, caches, *rows)
+        return np.split(x, np.cumsum(rows[0] if rows else lengths)[:-1]), caches
+
+    everything, expected_caches = run()
+    found, caches = run(n_last)
+    atol = 0 if kernels == "native" else 1e-5
+    for rows, complete, n in zip(found, everything, n_last, strict=True):
+        np.testing.assert_allclose(rows, complete[len(complete) - n :], rtol=0, atol=atol)
+    for cache, expected in zip(caches, expected_caches, strict=True):
+        assert cache.n_kv == expected.n_kv
+        for own, other in ((cache.keys, expected.keys), (cache.values, expected.values)):
+            n_kv = cache.n_kv
+            np.testing.assert_allclose(own[:, :, :n_kv], other[:, :, :n_kv], rtol=0, atol=atol)
+
+
 def test_generating_with_the_cache_gives_the_same_ids(engine: Engine) -> None:
     ids = [1, 2, 3]
     uncached = list(ids)

@@ -46,14 +46,14 @@ class Gate:
         self._allowed = threading.Semaphore(0)
         forward = scheduler.hidden_states
 
-        def gated(weights: Any, config: Any, sequences: Any, caches: Any) -> Any:
+        def gated(weights: Any, config: Any, sequences: Any, *rest: Any) -> Any:
             self.sequences.append(len(sequences))
             self._started.release()
             assert self._allowed.acquire(timeout=TIMEOUT)
             failure, self.fail = self.fail, None
             if failure:
                 raise failure
-            return forward(weights, config, sequences, caches)
+            return forward(weights, config, sequences, *rest)
 
         monkeypatch.setattr(scheduler, "hidden_states", gated)
 

@@ -18,10 +18,10 @@ class Clock:
         """The number of sequences in each pass."""
         forward = scheduler.hidden_states
 
-        def slow(weights: Any, config: Any, sequences: Any, caches: Any) -> Any:
+        def slow(weights: Any, config: Any, sequences: Any, *rest: Any) -> Any:
             self.now += self.durations.pop(0) if self.durations else self.pass_s
             self.passes.append(len(sequences))
-            return forward(weights, config, sequences, caches)
+            return forward(weights, config, sequences, *rest)
 
         monkeypatch.setattr(scheduler, "hidden_states", slow)
         monkeypatch.setattr(scheduler, "monotonic", lambda: self.now)

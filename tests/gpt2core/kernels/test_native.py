@@ -152,7 +152,7 @@ def attend(
     for length in cuts:
         heads = np.empty((length, width), np.float32)
         piece = np.ascontiguousarray(qkv[at : at + length])
-        _kernels.attention(piece, heads, [(length, at, keys, values)], n_head, width // n_head, 0.3)
+        _kernels.attention(piece, heads, [(length, at, keys, values, length)], n_head, width // n_head, 0.3)
         pieces.append(heads)
         at += length
     return np.concatenate(pieces)
@@ -286,7 +286,7 @@ def test_buffers_of_the_wrong_size_or_kind_are_rejected() -> None:
         _kernels.linear(x, x, 2, y, 0, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="does not fit its cache"):
         _kernels.attention(
-            x, y, [(2, 7, np.zeros(64, np.float32), np.zeros(64, np.float32))], 1, 8, 1
+            x, y, [(2, 7, np.zeros(64, np.float32), np.zeros(64, np.float32), 2)], 1, 8, 1
         )
     y.flags.writeable = False
     with pytest.raises((ValueError, BufferError)):
