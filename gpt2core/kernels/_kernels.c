@@ -979,7 +979,10 @@ static PyObject *py_attention(PyObject *module, PyObject *const *a, Py_ssize_t n
     Sequence *sequences = sequences_of(a[2], &held, 1, n_embd, &n_sequences, &rows);
     const float *qkv = sequences ? buffer(&held, a[0], 3. * rows * n_embd, sizeof(float), 0) : NULL;
     int n_heads = 0;
-    for (Sequence *s = sequences; qkv && s < sequences + n_sequences; n_heads += s++->n_last) s->begin = s->rows - s->n_last;
+    for (long i = 0; qkv && i < n_sequences; i++) {
+        sequences[i].begin = sequences[i].rows - sequences[i].n_last;
+        n_heads += sequences[i].n_last;
+    }
     float *heads = qkv ? buffer(&held, a[1], (double)n_heads * n_embd, sizeof(float), 1) : NULL;
     if (heads && rows) COMPUTE(0, attention(qkv, heads, sequences, (int)n_sequences, (int)n_head, (int)head_dim, (float)scale));
     PyMem_Free(sequences);

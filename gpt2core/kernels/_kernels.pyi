@@ -66,9 +66,9 @@ def attention(
 ) -> None: ...
 
 # All blocks on x [rows, n_embd], in place; afterwards x begins with the n_last rows of each
-# sequence, and its other rows are undefined. blocks: (ln_1 weight, bias, c_attn, c_proj, ln_2 weight,
-# bias, c_fc, c_proj, scale). sequences: as for `attention`, but keys and values are [n_layer,
-# n_head, capacity, head_dim].
+# sequence, and its other rows are undefined. blocks: (ln_1 weight, bias, c_attn, c_proj, ln_2
+# weight, bias, c_fc, c_proj, scale). sequences: as for `attention`, but keys and values are
+# [n_layer, n_head, capacity, head_dim].
 def forward(
     x: Buffer,
     blocks: Sequence[tuple[Buffer, Buffer, Matrix, Matrix, Buffer, Buffer, Matrix, Matrix, float]],

@@ -152,7 +152,9 @@ def attend(
     for length in cuts:
         heads = np.empty((length, width), np.float32)
         piece = np.ascontiguousarray(qkv[at : at + length])
-        _kernels.attention(piece, heads, [(length, at, keys, values, length)], n_head, width // n_head, 0.3)
+        _kernels.attention(
+            piece, heads, [(length, at, keys, values, length)], n_head, width // n_head, 0.3
+        )
         pieces.append(heads)
         at += length
     return np.concatenate(pieces)
