@@ -1,5 +1,6 @@
 """The engine of this repository, as in `python -m gpt2core generate` without its command line."""
 
+import os
 import sys
 
 from bench import harness
@@ -7,6 +8,7 @@ from gpt2core.startup import prefetch, slim_numpy
 
 folder = sys.argv[1]
 prefetch.begin(folder)
+os.environ.setdefault(*slim_numpy.BLAS_TIMEOUT)
 slim_numpy.load()
 from gpt2core.engine import Engine
 

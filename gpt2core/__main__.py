@@ -113,6 +113,7 @@ def _generate(prompt: str, max_new_tokens: int, model: str, allow_special: bool)
 
     model = follow_current(model)
     prefetch.begin(model)
+    os.environ.setdefault(*slim_numpy.BLAS_TIMEOUT)
     slim_numpy.load()
     from gpt2core.engine import Engine  # imports NumPy, 30 ms: not for --help
     from gpt2core.generation import Token

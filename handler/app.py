@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup import slim_numpy
 from handler import errors, telemetry
 from handler.generation import Decode, complete, stream
 from handler.invoke import Invoke
@@ -293,11 +294,13 @@ class Function:
 def _start(environ: MutableMapping[str, str]) -> Function:
     """Create the function of this process.
 
-    Sets OPENBLAS_NUM_THREADS, which OpenBLAS reads when NumPy is imported.
+    Sets OPENBLAS_NUM_THREADS and OPENBLAS_THREAD_TIMEOUT, which OpenBLAS reads when NumPy is
+    imported.
     """
     settings = Settings.from_environ(environ)
     if environ.get("GPT2_THREADS") or "OPENBLAS_NUM_THREADS" not in environ:
         environ["OPENBLAS_NUM_THREADS"] = str(settings.threads)
+    environ.setdefault(*slim_numpy.BLAS_TIMEOUT)
     function = Function(settings)
     timings = function.init_timings = Timings()
     age = seconds_since_process_start()

@@ -96,6 +96,21 @@ def test_threads_are_set_before_numpy_is_imported() -> None:
     modules_after(code, GPT2_THREADS="1", OPENBLAS_NUM_THREADS="7")  # GPT2_THREADS takes precedence
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        "import handler.app",
+        "from gpt2core.__main__ import main; main(['generate', 'a', '-n', '1'])",
+    ],
+)
+@pytest.mark.parametrize("given", ["", "25"])
+def test_the_function_and_the_command_limit_how_long_idle_blas_threads_spin(
+    start: str, given: str
+) -> None:
+    code = f"{start}\nimport os\nassert os.environ['OPENBLAS_THREAD_TIMEOUT'] == '{given or 20}'"
+    modules_after(code, **({"OPENBLAS_THREAD_TIMEOUT": given} if given else {}))
+
+
 def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
     loaded = modules_after(
         "from handler.app import function, lambda_handler\n"

@@ -7,13 +7,9 @@ function call `load`; importing the package does not.
 
 Modules are loaded by Python's import system, so other threads wait until a module is complete. The
 replacements of `inspect` and `pickle` are visible only to the core's modules, not in `sys.modules`.
-
-OpenBLAS, which NumPy loads, starts a thread for each further CPU. Each waits for work in a busy
-loop for 2^28 clock cycles, 0.1 s: the first ten tokens would share their CPUs with these threads.
 """
 
 import builtins
-import os
 import sys
 from _thread import RLock, allocate_lock, get_ident
 from importlib import _bootstrap, import_module
@@ -26,9 +22,11 @@ from typing import Any
 _INTERNAL = "numpy._core._internal"
 _DOCS = ("numpy._core._add_newdocs", "numpy._core._add_newdocs_scalars")
 _loading = allocate_lock()
-# The binary logarithm of the clock cycles for which OpenBLAS's idle threads keep a CPU busy. 0.3 ms
-# is longer than the time between the products of a token.
-_BLAS_TIMEOUT = ("OPENBLAS_THREAD_TIMEOUT", "20")
+# A variable that OpenBLAS reads when NumPy loads it, for programs that generate text soon after.
+# OpenBLAS starts a thread for each further CPU, and each keeps its CPU busy for 2^28 clock cycles,
+# 0.1 s, before it sleeps: the first tokens would share their CPUs with these threads. 2^20 cycles
+# are longer than the time between the products of a token.
+BLAS_TIMEOUT = ("OPENBLAS_THREAD_TIMEOUT", "20")
 
 
 def load() -> None:
@@ -41,16 +39,11 @@ def load() -> None:
             return
         finder = _Finder()
         sys.meta_path.insert(0, finder)
-        name, value = _BLAS_TIMEOUT
-        is_set = name in os.environ
-        os.environ.setdefault(name, value)
         try:
             import_module("numpy")
         except (ImportError, AttributeError):
             pass
         finally:
-            if not is_set:  # OpenBLAS has read it; child processes do not inherit it
-                del os.environ[name]
             if "numpy" not in sys.modules:
                 sys.meta_path.remove(finder)
                 finder.add_signatures()
