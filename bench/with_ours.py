@@ -7,8 +7,8 @@ from bench import harness
 from gpt2core.startup import prefetch, slim_numpy
 
 folder = sys.argv[1]
-prefetch.begin(folder)
 os.environ.setdefault(*slim_numpy.BLAS_TIMEOUT)
+prefetch.begin(folder)
 slim_numpy.load()
 from gpt2core.engine import Engine
 

@@ -112,8 +112,8 @@ def _generate(prompt: str, max_new_tokens: int, model: str, allow_special: bool)
     from gpt2core.startup import prefetch, slim_numpy
 
     model = follow_current(model)
-    prefetch.begin(model)
     os.environ.setdefault(*slim_numpy.BLAS_TIMEOUT)
+    prefetch.begin(model)
     slim_numpy.load()
     from gpt2core.engine import Engine  # imports NumPy, 30 ms: not for --help
     from gpt2core.generation import Token

@@ -206,8 +206,8 @@ class Scheduler:
                 any_sampler = True
             scheduled.append(sequence)
             rows.append(ids)
-            has_token = bool(sequence.new.ids)
-            has_token |= sequence.cache.n_kv + len(ids) == len(sequence.prompt.ids)
+            n_kv = sequence.cache.n_kv + len(ids)
+            has_token = bool(sequence.new.ids) or n_kv == len(sequence.prompt.ids)
             needs_all = draft_tokens or (sequence.prompt.prompt_logprobs and not sequence.new.ids)
             n_last.append(len(ids) if needs_all else int(has_token))
             n_rows += n_last[-1]

@@ -85,7 +85,7 @@ def test_the_core_does_not_use_the_handler_or_the_environment() -> None:
         assert "import handler" not in source, path
         assert "from handler" not in source, path
         if path.name == "__main__.py":
-            continue  # the command line reads GPT2_KERNELS
+            continue  # the command line reads GPT2_KERNELS and sets OPENBLAS_THREAD_TIMEOUT
         assert "environ" not in source.replace("OPENBLAS_NUM_THREADS", ""), path
         assert "logging" not in source, path
 
@@ -99,7 +99,7 @@ def test_threads_are_set_before_numpy_is_imported() -> None:
 @pytest.mark.parametrize(
     "start",
     [
-        "import handler.app",
+        "import handler.app; handler.app.lambda_handler({'prompt': 'a', 'max_new_tokens': 1})",
         "from gpt2core.__main__ import main; main(['generate', 'a', '-n', '1'])",
     ],
 )
@@ -107,7 +107,13 @@ def test_threads_are_set_before_numpy_is_imported() -> None:
 def test_the_function_and_the_command_limit_how_long_idle_blas_threads_spin(
     start: str, given: str
 ) -> None:
-    code = f"{start}\nimport os\nassert os.environ['OPENBLAS_THREAD_TIMEOUT'] == '{given or 20}'"
+    code = (
+        "import os\nseen = []\nclass Look:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy':\n"
+        "            seen.append(os.environ.get('OPENBLAS_THREAD_TIMEOUT'))\n"
+        f"sys.meta_path.insert(0, Look())\n{start}\nassert set(seen) == {{'{given or 20}'}}, seen"
+    )
     modules_after(code, **({"OPENBLAS_THREAD_TIMEOUT": given} if given else {}))
 
 

@@ -54,7 +54,7 @@ def activate(x: Buffer, activation: int, /) -> None: ...
 # One layer: qkv [rows, 3, n_head, head_dim] -> heads [sum of n_last, n_head, head_dim]. sequences:
 # (rows, n_past, keys, values, n_last), keys and values [n_head, capacity, head_dim], which get the
 # new ones; the result is computed for the last n_last rows of each sequence. ValueError: n_past +
-# rows exceeds the capacity.
+# rows exceeds the capacity, or n_last exceeds rows.
 def attention(
     qkv: Buffer,
     heads: Buffer,

@@ -22,10 +22,10 @@ from typing import Any
 _INTERNAL = "numpy._core._internal"
 _DOCS = ("numpy._core._add_newdocs", "numpy._core._add_newdocs_scalars")
 _loading = allocate_lock()
-# A variable that OpenBLAS reads when NumPy loads it, for programs that generate text soon after.
-# OpenBLAS starts a thread for each further CPU, and each keeps its CPU busy for 2^28 clock cycles,
-# 0.1 s, before it sleeps: the first tokens would share their CPUs with these threads. 2^20 cycles
-# are longer than the time between the products of a token.
+# Programs set this before they import NumPy, because OpenBLAS reads it when it is loaded. OpenBLAS
+# starts a thread for each further CPU, and each keeps its CPU busy for 2^28 clock cycles, 0.1 s,
+# before it sleeps: the first tokens would share their CPUs with these threads. 2^20 cycles are
+# longer than the time between the products of a token.
 BLAS_TIMEOUT = ("OPENBLAS_THREAD_TIMEOUT", "20")
 
 

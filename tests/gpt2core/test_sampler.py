@@ -248,7 +248,8 @@ def test_prompt_logprobs_do_not_depend_on_chunked_prefill(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [(7 * i) % 256 for i in range(50)]
-    prompts = [Prompt(i, ids[i:], 2, logprobs=1, prompt_logprobs=True) for i in range(3)]
+    scored = [Prompt(i, ids[i:], 2, logprobs=1, prompt_logprobs=True) for i in range(3)]
+    prompts = [Prompt("plain", ids[:5], 2), *scored]  # shares a pass with the first of them
     whole = together(engine, prompts)
     monkeypatch.setattr("gpt2core.scheduler.PREFILL_ROWS", 8)
     monkeypatch.setattr("gpt2core.scheduler._SCORED_ROWS", 3)

@@ -290,6 +290,10 @@ def test_buffers_of_the_wrong_size_or_kind_are_rejected() -> None:
         _kernels.attention(
             x, y, [(2, 7, np.zeros(64, np.float32), np.zeros(64, np.float32), 2)], 1, 8, 1
         )
+    with pytest.raises(ValueError, match="n_last is 3, not an integer from 0 to 2"):
+        _kernels.attention(
+            x, y, [(2, 0, np.zeros(64, np.float32), np.zeros(64, np.float32), 3)], 1, 8, 1
+        )
     y.flags.writeable = False
     with pytest.raises((ValueError, BufferError)):
         _kernels.linear(m, x, 2, y, 0, None)
