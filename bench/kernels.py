@@ -75,10 +75,10 @@ def measure(folder: Path, floor: ctypes.CDLL, rounds: int) -> dict[str, Any]:
 
     engine = Engine.open(folder, prompt_lookup=False)
     engine.generate_ids([1], 1)
-    weights, config = engine._weights, engine.config
+    weights, config = engine._forward.weights, engine.config
     blocks = [weights.block(i) for i in range(config.n_layer)]
     matrices = [m for b in blocks for m in (b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj)]
-    linear = _linear(getattr(weights, "native", False))
+    linear = _linear(engine._forward.is_native)
     file = np.memmap(folder / "packed.safetensors", np.uint8, "r")
     cache = np.ones((2, config.n_layer, DISTANCE, config.n_embd), np.float32)
 
@@ -89,7 +89,7 @@ def measure(folder: Path, floor: ctypes.CDLL, rounds: int) -> dict[str, Any]:
 
     def products(rows: int, *more: Any) -> Callable[[], object]:
         x = {n: np.ones((rows, n), np.float32) for n in (config.n_embd, config.n_inner)}
-        return lambda: [linear(x[m.tensor.data.shape[0]], m) for m in (*matrices, *more)]
+        return lambda: [linear(x[m.tensor.shape[0]], m) for m in (*matrices, *more)]
 
     def multiply_add() -> None:
         floor.multiply_adds(ctypes.c_long(MULTIPLY_ADDS), ctypes.c_int(THREADS))

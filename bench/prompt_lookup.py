@@ -68,7 +68,7 @@ def cost_of_wrong_guesses(engine: Engine, rounds: int, tokens: int = 200) -> flo
     for _ in range(rounds):
         took = []
         for lookup in (False, True):
-            scheduler = Scheduler(engine._weights, engine.config, None, prompt_lookup=lookup)
+            scheduler = Scheduler(engine._forward, engine.config, None, prompt_lookup=lookup)
             scheduler.add(Prompt(0, [1, 2, 3, 4], tokens))
             scheduler._waiting[0].lookup = _WrongLookup([1, 2, 3, 4])
             began = perf_counter()
@@ -94,16 +94,14 @@ def passes(engine: Engine, text: str, tokens: int) -> tuple[int, int, int]:
 
 def cost_of_guesses(engine: Engine, rounds: int = 60) -> float:
     """The time of a pass with four rows, divided by that of a pass with one row."""
-    from gpt2core.model import KVCache, greedy, hidden_states
-
-    weights, config = engine._weights, engine.config
-    cache = KVCache(config, 128)
-    hidden_states(weights, config, [[1] * 64], [cache])
+    forward = engine._forward
+    cache = forward.new_cache(128)
+    forward.hidden_states([[1] * 64], [cache])
     times: dict[int, list[float]] = {1: [], 1 + MAX_DRAFT_TOKENS: []}
     for _ in range(rounds):
         for rows, taken in times.items():
             began = perf_counter()
-            greedy(weights, config, hidden_states(weights, config, [[1] * rows], [cache]))
+            forward.greedy(forward.hidden_states([[1] * rows], [cache]))
             taken.append(perf_counter() - began)
             cache.n_kv = 64
     single, drafted = times.values()

@@ -9,7 +9,7 @@ from gpt2core.startup import prefetch, slim_numpy
 folder = sys.argv[1]
 os.environ.setdefault(*slim_numpy.BLAS_TIMEOUT)
 prefetch.begin(folder)
-slim_numpy.load()
+slim_numpy.install()
 from gpt2core.engine import Engine
 
 harness.lap("imports")

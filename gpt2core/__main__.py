@@ -114,8 +114,8 @@ def _generate(prompt: str, max_new_tokens: int, model: str, allow_special: bool)
     model = follow_current(model)
     os.environ.setdefault(*slim_numpy.BLAS_TIMEOUT)
     prefetch.begin(model)
-    slim_numpy.load()
-    from gpt2core.engine import Engine  # imports NumPy, 30 ms: not for --help
+    slim_numpy.install()
+    from gpt2core.engine import Engine  # not for --help
     from gpt2core.generation import Token
 
     engine = Engine.open(model, kernels=_kernels())

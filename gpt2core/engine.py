@@ -3,9 +3,8 @@
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Unpack
-
-import numpy as np
+from operator import index
+from typing import TYPE_CHECKING, Unpack
 
 from gpt2core.config import GPT2Config
 from gpt2core.errors import (
@@ -17,6 +16,7 @@ from gpt2core.errors import (
 )
 from gpt2core.files.directory import open_directory
 from gpt2core.files.names import follow_current
+from gpt2core.forward import ForwardPass
 from gpt2core.generation import (
     Generation,
     Prompt,
@@ -25,12 +25,15 @@ from gpt2core.generation import (
     check_deadline,
     checked_stops,
 )
-from gpt2core.kernels import CHOICES, Float32, choose_native, set_threads
-from gpt2core.model import all_logits
+from gpt2core.kernels import CHOICES, choose_native
 from gpt2core.sampling import SamplingOptions, checked_logprobs, checked_sampling
 from gpt2core.scheduler import Scheduler, collect, stream
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.weights import Weights
+
+if TYPE_CHECKING:
+    from gpt2core.kernels.native import NativeForward
+    from gpt2core.kernels.reference import Float32
+    from gpt2core.model import NumPyForward
 
 
 class Engine:
@@ -40,11 +43,11 @@ class Engine:
     """
 
     def __init__(
-        self, model_dir: str, config: GPT2Config, weights: Weights, prompt_lookup: bool = False
+        self, model_dir: str, config: GPT2Config, forward: ForwardPass, prompt_lookup: bool = False
     ) -> None:
         self.model_dir = model_dir
         self.config = config
-        self._weights = weights
+        self._forward = forward
         self._prompt_lookup = prompt_lookup
         self._tokenizer: Tokenizer | None = None
 
@@ -86,16 +89,10 @@ class Engine:
         if not os.path.isdir(path):
             raise ModelError("no such model directory", file=path)
         path = follow_current(path)
-        native = _choose_kernels(kernels)
+        forward = import_kernels(kernels)
         config, tensors = open_directory(path, precision)
-        weights = Weights(tensors, config, native=native)
-        if native:
-            from gpt2core.kernels.native import set_threads as set_native_threads
-
-            set_native_threads(threads)
-        elif threads is not None:
-            set_threads(threads)
-        return cls(path, config, weights, native and prompt_lookup)
+        forward.set_threads(threads)
+        return cls(path, config, forward(tensors, config), forward.is_native and prompt_lookup)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -127,9 +124,9 @@ class Engine:
 
         Their dtype, layout, alignment and file.
         """
-        tensor = self._weights.block(0).mlp.c_fc.tensor
-        layout = "[n_out, n_in]" if tensor.data.T.flags.c_contiguous else "[n_in, n_out]"
-        aligned = "" if tensor.data.flags.aligned else ", not aligned"
+        tensor = self._forward.weights.block(0).mlp.c_fc.tensor
+        layout = "[n_out, n_in]" if tensor.is_transposed else "[n_in, n_out]"
+        aligned = "" if tensor.is_aligned else ", not aligned"
         return f"{tensor.dtype} {layout}{aligned}, {tensor.file}"
 
     def after_restore(self) -> None:
@@ -138,7 +135,7 @@ class Engine:
         Raises:
             InvalidArgument: the compiled kernels are in use and do not run on this processor.
         """
-        if self._weights.native:
+        if self._forward.is_native:
             _choose_kernels("native")
 
     def read_ahead(self) -> None:
@@ -147,7 +144,7 @@ class Engine:
         Every call that needs the weights does this first. Calling it before the tokenizer is opened
         lets both run at the same time.
         """
-        self._weights.prepare_ahead()
+        self._forward.prepare_ahead()
 
     def encode_prompt(
         self, prompt: str, limit: int | None = None, allow_special: bool = True
@@ -262,7 +259,7 @@ class Engine:
         """
         self.read_ahead()
         check_count(max_new_tokens)
-        scheduler = Scheduler(self._weights, self.config, None, prompt_lookup=self._prompt_lookup)
+        scheduler = Scheduler(self._forward, self.config, None, prompt_lookup=self._prompt_lookup)
         return collect(scheduler, [Prompt(0, self.checked_ids(ids), max_new_tokens)])[0].ids
 
     def scheduler(self) -> Scheduler:
@@ -275,18 +272,20 @@ class Engine:
         """
         self.read_ahead()
         return Scheduler(
-            self._weights, self.config, self.tokenizer, prompt_lookup=self._prompt_lookup
+            self._forward, self.config, self.tokenizer, prompt_lookup=self._prompt_lookup
         )
 
-    def logits(self, ids: Sequence[int]) -> Float32:
+    def logits(self, ids: Sequence[int]) -> "Float32":
         """float32 [n_tokens, vocab_size]: row i scores the token after `ids[: i + 1]`.
 
         Raises:
             InvalidPrompt, PromptTooLong: as for `generate`.
             CheckpointError: a logit is NaN.
         """
+        from gpt2core.model import all_logits
+
         self.read_ahead()
-        return all_logits(self._weights, self.config, self.checked_ids(ids))
+        return all_logits(self._forward, self.config, self.checked_ids(ids))
 
     def _prompts(
         self,
@@ -335,28 +334,45 @@ class Engine:
                 f"the prompt is of type {type(ids).__name__}, not a string or a list of token ids",
                 param="prompt",
             )
-        ids, config = list(ids), self.config
+        config = self.config
+        checked = []
         for i in ids:
-            if (
-                not isinstance(i, (int, np.integer))
-                or isinstance(i, bool)
-                or not 0 <= i < config.vocab_size
-            ):
+            try:  # NumPy's integers are accepted
+                number = -1 if isinstance(i, bool) else index(i)
+            except TypeError:
+                number = -1
+            if not 0 <= number < config.vocab_size:
                 raise InvalidPrompt(
                     f"token id {i!r} is not an integer from 0 to {config.vocab_size - 1}",
                     param="prompt",
                 )
+            checked.append(number)
         limit = min(limit or config.n_positions, config.n_positions)
-        if len(ids) > limit:
-            raise PromptTooLong(len(ids), limit)
-        if ids:
-            return ids
+        if len(checked) > limit:
+            raise PromptTooLong(len(checked), limit)
+        if checked:
+            return checked
         if config.bos_token_id is None or config.bos_token_id >= config.vocab_size:
             raise InvalidPrompt(
                 "the prompt is empty and the model has no beginning-of-text token: send some text",
                 param="prompt",
             )
         return [config.bos_token_id]
+
+
+def import_kernels(kernels: str) -> "type[NativeForward | NumPyForward]":
+    """Import the forward pass with these kernels, which `Engine.open` does too.
+
+    Raises:
+        InvalidArgument: see `Engine.open`.
+    """
+    if _choose_kernels(kernels):
+        from gpt2core.kernels.native import NativeForward
+
+        return NativeForward
+    from gpt2core.model import NumPyForward
+
+    return NumPyForward
 
 
 def _choose_kernels(kernels: str) -> bool:

@@ -10,38 +10,26 @@ Axes, used everywhere:
     head_dim = n_embd / n_head
 """
 
+import contextlib
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from gpt2core.config import GPT2Config
-from gpt2core.kernels import Float32, linear, unembed
-from gpt2core.weights import MLP, Attention, Block, Norm, Weights
-
-# Rows of prefill in one pass: keeps attention scores below n_head * 256 * n_positions floats
-# (26 MB for gpt2-xl) for prompts of any length.
-PREFILL_ROWS = 256
-
-
-class KVCache:
-    """Keys and values of all layers for one sequence, preallocated for `capacity` positions.
-
-    `keys`, `values`: float32 [n_layer, n_head, capacity, head_dim].
-    """
-
-    @staticmethod
-    def nbytes(config: GPT2Config, capacity: int) -> int:
-        """Bytes of a cache of `capacity` positions."""
-        return 4 * 2 * config.n_layer * config.n_embd * capacity
-
-    def __init__(self, config: GPT2Config, capacity: int) -> None:
-        shape = (config.n_layer, config.n_head, capacity, config.head_dim)
-        self.keys: Float32 = np.empty(shape, np.float32)
-        self.values: Float32 = np.empty(shape, np.float32)
-        self.capacity = capacity
-        self.n_kv = 0
-        """Number of positions in use."""
+from gpt2core.files.safetensors import Tensor
+from gpt2core.forward import PREFILL_ROWS, ForwardPass, KVCache, damaged_error
+from gpt2core.kernels.reference import (
+    Float32,
+    linear,
+    needs_copy,
+    prepare,
+    rows_to_float32,
+    set_threads,
+    to_float32,
+    unembed,
+)
+from gpt2core.weights import MLP, Attention, Norm, Weights
 
 
 def gelu_new(x: Float32) -> Float32:
@@ -181,113 +169,121 @@ def feed_forward(x: Float32, mlp: MLP, activation: Callable[[Float32], Float32])
     return linear(activation(linear(x, mlp.c_fc)), mlp.c_proj)
 
 
-def _blocks(
-    x: Float32,
-    weights: Weights,
-    config: GPT2Config,
-    lengths: Sequence[int],
-    caches: Sequence[KVCache],
-    n_last: Sequence[int],
-) -> Float32:
-    """All blocks on x [n_tokens, n_embd], which the compiled kernels compute in one call.
+class NumPyForward:
+    """The forward pass of one model with NumPy; implements `forward.ForwardPass`."""
 
-    Returns the last `n_last` rows of each sequence, [sum(n_last), n_embd].
-    """
-    epsilon = config.layer_norm_epsilon
-    activation = ACTIVATIONS[config.activation_function]
-    masks = [causal_mask(length) for length in lengths]
-    for i in range(config.n_layer):
-        block: Block = weights.block(i)
-        normed = layer_norm(x, block.ln_1, epsilon)
-        if i < config.n_layer - 1:
-            x += attention(normed, block.attn, i, caches, masks, lengths, lengths)
-        else:
-            ends = np.cumsum(lengths)
-            rows = [np.arange(end - n, end) for end, n in zip(ends, n_last, strict=True)]
-            x = x[np.concatenate(rows)]
-            x += attention(normed, block.attn, i, caches, masks, lengths, n_last)
-        x += feed_forward(layer_norm(x, block.ln_2, epsilon), block.mlp, activation)
-    return x
+    is_native = False
+
+    @staticmethod
+    def set_threads(n: int | None) -> None:
+        """Set the number of threads of NumPy's OpenBLAS; None does not change it."""
+        if n is not None:
+            set_threads(n)
+
+    def __init__(self, tensors: dict[str, Tensor], config: GPT2Config) -> None:
+        self.weights = Weights(tensors, config, to_float32)
+        self._config = config
+        self._head_lock = allocate_lock()  # it is too large to be converted twice
+        self._ahead = False
+
+    def prepare_ahead(self) -> None:
+        """Start a thread that copies or converts the weights, if they need it.
+
+        The thread starts with `lm_head` and then takes the blocks from last to first, while the
+        first forward pass takes them from first to last: they meet in the middle.
+        """
+        tensors = self.weights.tensors.values()
+        if not self._ahead and any(needs_copy(tensor) for tensor in tensors):
+            with contextlib.suppress(RuntimeError):  # no thread: the first pass prepares all blocks
+                start_new_thread(self._prepare_backwards, ())
+        self._ahead = True
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for one sequence of up to `capacity` positions."""
+        return KVCache(self._config, capacity, lambda shape: np.empty(shape, np.float32))
+
+    def hidden_states(
+        self,
+        sequences: Sequence[Sequence[int]],
+        caches: Sequence[KVCache],
+        n_last: Sequence[int] | None = None,
+    ) -> Float32:
+        """See `forward.ForwardPass`."""
+        config, weights = self._config, self.weights
+        lengths = [len(ids) for ids in sequences]
+        n_last = lengths if n_last is None else n_last
+        x = np.concatenate(
+            [self._embed(ids, cache.n_kv) for ids, cache in zip(sequences, caches, strict=True)]
+        )
+        masks = [causal_mask(length) for length in lengths]
+        epsilon = config.layer_norm_epsilon
+        activation = ACTIVATIONS[config.activation_function]
+        for i in range(config.n_layer):
+            block = weights.block(i)
+            normed = layer_norm(x, block.ln_1, epsilon)
+            if i < config.n_layer - 1:
+                x += attention(normed, block.attn, i, caches, masks, lengths, lengths)
+            else:
+                ends = np.cumsum(lengths)
+                rows = [np.arange(end - n, end) for end, n in zip(ends, n_last, strict=True)]
+                x = x[np.concatenate(rows)]
+                x += attention(normed, block.attn, i, caches, masks, lengths, n_last)
+            x += feed_forward(layer_norm(x, block.ln_2, epsilon), block.mlp, activation)
+        for cache, length in zip(caches, lengths, strict=True):
+            cache.n_kv += length
+        return x
+
+    def unchecked_logits(self, x: Float32) -> Float32:
+        """See `forward.ForwardPass`."""
+        with self._head_lock:
+            head = self.weights.lm_head
+            prepare(head)
+        return unembed(layer_norm(x, self.weights.ln_f, self._config.layer_norm_epsilon), head)
+
+    def greedy(self, x: Float32) -> list[int | None]:
+        """See `forward.ForwardPass`."""
+        scores = self.unchecked_logits(x)
+        ids = scores.argmax(axis=1)  # the first of equal scores, or the first NaN
+        is_nan = np.isnan(scores[np.arange(len(ids)), ids])
+        return [None if bad else i for i, bad in zip(ids.tolist(), is_nan.tolist(), strict=True)]
+
+    def _embed(self, ids: Sequence[int], position: int) -> Float32:
+        """Token plus position embeddings of `ids`, the first at `position`: [n_tokens, n_embd].
+
+        Reads only the rows it needs, so a cold start does not load the whole table.
+        """
+        tensors = self.weights.tensors
+        rows = rows_to_float32(tensors["wte.weight"], np.asarray(ids))
+        rows += rows_to_float32(tensors["wpe.weight"], slice(position, position + len(ids)))
+        return rows
+
+    def _prepare_backwards(self) -> None:
+        weights = self.weights
+        try:
+            with self._head_lock:
+                prepare(weights.lm_head)
+            for i in reversed(range(self._config.n_layer)):
+                if weights.has_block(i):
+                    return
+                block = weights.block(i)
+                for matrix in (block.attn.c_attn, block.attn.c_proj, *block.mlp):
+                    prepare(matrix)
+        except MemoryError:
+            return  # the forward pass runs into the same error and reports it
 
 
-def hidden_states(
-    weights: Weights,
-    config: GPT2Config,
-    sequences: Sequence[Sequence[int]],
-    caches: Sequence[KVCache],
-    n_last: Sequence[int] | None = None,
-) -> Float32:
-    """Run one pass on the new ids of each sequence, which follow the positions in its cache.
-
-    Returns [sum(n_last), n_embd] before `ln_f`: the last `n_last[0]` rows of the first sequence,
-    then of the second, …; all rows without `n_last`. The last block computes only keys and values
-    of the other rows.
-    """
-    lengths = [len(ids) for ids in sequences]
-    n_last = lengths if n_last is None else n_last
-    embedded = [
-        weights.embed(np.asarray(ids), cache.n_kv)
-        for ids, cache in zip(sequences, caches, strict=True)
-    ]
-    x = embedded[0] if len(embedded) == 1 else np.concatenate(embedded)
-    if weights.native:
-        x = weights.forward(x, lengths, caches, n_last)
-    else:
-        x = _blocks(x, weights, config, lengths, caches, n_last)
-    for cache, length in zip(caches, lengths, strict=True):
-        cache.n_kv += length
-    return x
-
-
-def unchecked_logits(weights: Weights, config: GPT2Config, x: Float32) -> Float32:
-    """Hidden states [n_tokens, n_embd] -> [n_tokens, vocab_size]; NaN if weights are damaged."""
-    if weights.native:
-        from gpt2core.kernels import native
-
-        normed = native.layer_norm(x, weights.ln_f, config.layer_norm_epsilon)
-        return native.linear(normed, weights.lm_head)
-    return unembed(layer_norm(x, weights.ln_f, config.layer_norm_epsilon), weights.lm_head)
-
-
-def logits(weights: Weights, config: GPT2Config, x: Float32) -> Float32:
-    """Hidden states [n_tokens, n_embd] -> [n_tokens, vocab_size].
-
-    Raises:
-        CheckpointError: a logit is NaN.
-    """
-    scores = unchecked_logits(weights, config, x)
-    if np.isnan(scores.max()):  # NaN if any logit is: one pass, no second array
-        raise weights.damaged_error()
-    return scores
-
-
-def greedy(
-    weights: Weights, config: GPT2Config, x: Float32
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Hidden states [n_tokens, n_embd] -> the most likely ids [n_tokens], and is_nan [n_tokens].
-
-    Ties go to the lowest id. `is_nan` marks rows with NaN logits: their ids are meaningless.
-    """
-    if weights.native:
-        from gpt2core.kernels import native
-
-        normed = native.layer_norm(x, weights.ln_f, config.layer_norm_epsilon)
-        return native.greedy(normed, weights.lm_head)
-    scores = unchecked_logits(weights, config, x)
-    ids = scores.argmax(axis=1)  # the first of equal scores, or the first NaN
-    return ids, np.isnan(scores[np.arange(len(ids)), ids])
-
-
-def all_logits(weights: Weights, config: GPT2Config, ids: Sequence[int]) -> Float32:
+def all_logits(forward: ForwardPass, config: GPT2Config, ids: Sequence[int]) -> Float32:
     """Logits of every position, [n_tokens, vocab_size]; the cache is discarded.
 
     Raises:
         CheckpointError: a logit is NaN.
     """
-    cache = KVCache(config, len(ids))
+    cache = forward.new_cache(len(ids))
     scores: Float32 = np.empty((len(ids), config.vocab_size), np.float32)
     for begin in range(0, len(ids), PREFILL_ROWS):
         rows = ids[begin : begin + PREFILL_ROWS]
-        x = hidden_states(weights, config, [rows], [cache])
-        scores[begin : begin + len(rows)] = logits(weights, config, x)
+        x = forward.hidden_states([rows], [cache])
+        scores[begin : begin + len(rows)] = forward.unchecked_logits(x)
+    if np.isnan(scores.max()):  # NaN if any logit is
+        raise damaged_error()
     return scores

@@ -48,7 +48,7 @@ from gpt2core.files.packed import (
 )
 from gpt2core.files.safetensors import Tensor
 from gpt2core.files.samples import record_sample
-from gpt2core.kernels.matrix import to_float32
+from gpt2core.kernels.reference import to_float32
 from gpt2core.weights import has_own_head
 
 _WIDTHS = {"F32": 4, "BF16": 2, "I8": 1, "U8": 1, "I32": 4, "U32": 4, "U64": 8}
@@ -197,7 +197,7 @@ def _weights(tensors: dict[str, Tensor], config: GPT2Config, precision: str) -> 
         tensor, stored = tensors[name], stored_name(name)
         if stored != name:
             tensor = tensor.transposed()
-        shape = tensor.data.shape
+        shape = tensor.shape
         if not is_matrix(name) or precision == "f32":
             layout.add(stored, "F32", shape, partial(to_float32, tensor))
         elif precision == "bf16":

@@ -15,7 +15,7 @@ import numpy as np
 
 from gpt2core.errors import GPT2Error, InvalidArgument
 from gpt2core.generation import Logprob, Prompt
-from gpt2core.kernels import Float32
+from gpt2core.kernels.reference import Float32
 from gpt2core.sampling import MIN_TEMPERATURE, Sampling
 
 _MASK = 2**64 - 1

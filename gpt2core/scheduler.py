@@ -7,20 +7,20 @@ batching: Yu et al. 2022, "Orca", section 3; chunked prefill: Agrawal et al. 202
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from time import monotonic
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.config import GPT2Config
 from gpt2core.errors import GPT2Error, InvalidArgument
+from gpt2core.forward import PREFILL_ROWS, ForwardPass, KVCache, damaged_error
 from gpt2core.generation import FinishReason, Generation, Logprob, Prompt, Token
-from gpt2core.kernels import Float32
-from gpt2core.model import PREFILL_ROWS, KVCache, greedy, hidden_states, unchecked_logits
 from gpt2core.prompt_lookup import MAX_DRAFT_TOKENS, DraftCost
 from gpt2core.sequence import Sampled, SequenceState
 from gpt2core.tokenizer import Tokenizer
-from gpt2core.weights import Weights
+
+if TYPE_CHECKING:
+    from gpt2core.kernels.reference import Float32
 
 # Twice as many sequences give 1.3 times the tokens per second, but passes take longer, and
 # deadlines are checked once per pass.
@@ -57,14 +57,14 @@ class Scheduler:
 
     def __init__(
         self,
-        weights: Weights,
+        forward: ForwardPass,
         config: GPT2Config,
         tokenizer: Tokenizer | None,
         max_num_seqs: int = MAX_NUM_SEQS,
         max_cache_bytes: int = MAX_CACHE_BYTES,
         prompt_lookup: bool = False,
     ) -> None:
-        self._weights = weights
+        self._forward = forward
         self._config = config
         self._tokenizer = tokenizer
         self._max_num_seqs = max_num_seqs
@@ -135,7 +135,7 @@ class Scheduler:
         if not self._running:
             return events
         draft_tokens = self._draft()
-        sampled, decode_only = self._forward(draft_tokens)
+        sampled, decode_only = self._run_pass(draft_tokens)
         ended = monotonic()
         if decode_only:
             self._pass_times.append(ended - started)
@@ -168,7 +168,7 @@ class Scheduler:
             used = sum(other.capacity for other in self._running)
             if self._running and used + sequence.capacity > self._max_positions:
                 return
-            sequence.begin(self._config, now)
+            sequence.begin(self._forward.new_cache(sequence.capacity), now)
             self._running.append(self._waiting.popleft())
 
     def _draft(self) -> list[int]:
@@ -181,7 +181,7 @@ class Scheduler:
             return []
         return sequence.lookup.draft_tokens(sequence.new.ids, limit)
 
-    def _forward(self, draft_tokens: list[int]) -> tuple[list[Sampled], bool]:
+    def _run_pass(self, draft_tokens: list[int]) -> tuple[list[Sampled], bool]:
         """Run one pass; returns the sampled tokens, and whether the pass had no prefill."""
         prefill_room = PREFILL_ROWS
         decode_only = True
@@ -216,31 +216,30 @@ class Scheduler:
                 last.append(n_rows - 1)
         n_past = [sequence.cache.n_kv for sequence in scheduled] if any_sampler else []
         caches = [sequence.cache for sequence in scheduled]
-        x = hidden_states(self._weights, self._config, rows, caches, n_last)
+        x = self._forward.hidden_states(rows, caches, n_last)
         if draft_tokens:
             return self._verify(sampling[0], draft_tokens, x), decode_only
         if any_sampler:
+            import numpy as np
+
+            x = np.asarray(x)
             self._score_prompts(scheduled, n_past, n_last, x)
+            x = x[last]
         if not sampling:
             return [], decode_only
-        x = x if len(last) == n_rows else x[last]
         if any_sampler and any(sequence.sampler for sequence in sampling):
             return self._choose(sampling, x), decode_only
         return self._greedy(sampling, x), decode_only
 
-    def _greedy(self, sequences: Sequence[SequenceState], x: Float32) -> list[Sampled]:
+    def _greedy(self, sequences: Sequence[SequenceState], x: Any) -> list[Sampled]:
         """The most likely tokens. x [n_tokens, n_embd] has one row for each sequence."""
-        tokens, is_nan = greedy(self._weights, self._config, x)
+        tokens = self._forward.greedy(x)
         return [
-            (sequence, self._weights.damaged_error() if bad else token, None)
-            for sequence, token, bad in zip(
-                sequences, tokens.tolist(), is_nan.tolist(), strict=True
-            )
+            (sequence, damaged_error() if token is None else token, None)
+            for sequence, token in zip(sequences, tokens, strict=True)
         ]
 
-    def _verify(
-        self, sequence: SequenceState, draft_tokens: list[int], x: Float32
-    ) -> list[Sampled]:
+    def _verify(self, sequence: SequenceState, draft_tokens: list[int], x: Any) -> list[Sampled]:
         """The accepted draft tokens, then the model's own next token.
 
         x [1 + len(draft_tokens), n_embd].
@@ -253,14 +252,14 @@ class Scheduler:
         sequence.lookup.record_accepted(n_accepted)
         return sampled[: n_accepted + 1]
 
-    def _choose(self, sequences: Sequence[SequenceState], x: Float32) -> list[Sampled]:
+    def _choose(self, sequences: Sequence[SequenceState], x: "Float32") -> list[Sampled]:
         """Like `_greedy`, if some sequences have a sampler: logits are computed only for those."""
         without = [i for i, sequence in enumerate(sequences) if not sequence.sampler]
         sampled = self._greedy([sequences[i] for i in without], x[without]) if without else []
         with_sampler = [i for i, sequence in enumerate(sequences) if sequence.sampler]
         for i, scores in zip(
             with_sampler,
-            unchecked_logits(self._weights, self._config, x[with_sampler]),
+            self._forward.unchecked_logits(x[with_sampler]),
             strict=True,
         ):
             sequence = sequences[i]
@@ -268,8 +267,8 @@ class Scheduler:
             if sequence.budget <= 0:  # only the prompt's logprobs were requested
                 sampled.append((sequence, None, None))
                 continue
-            if not np.isfinite(scores.max()):  # the maximum is NaN if any score is
-                sampled.append((sequence, self._weights.damaged_error(), None))
+            if not isfinite(scores.max()):  # the maximum is NaN if any score is
+                sampled.append((sequence, damaged_error(), None))
                 continue
             sampled.append((sequence, *sequence.sampler.choose(scores, sequence.new.ids)))
         return sampled
@@ -279,7 +278,7 @@ class Scheduler:
         sequences: Sequence[SequenceState],
         n_past: Sequence[int],
         n_last: Sequence[int],
-        x: Float32,
+        x: "Float32",
     ) -> None:
         """Record the logprobs of the prompt tokens that follow those of this pass, if requested.
 
@@ -294,7 +293,7 @@ class Scheduler:
                 for i in range(0, len(following), _SCORED_ROWS):
                     targets = following[i : i + _SCORED_ROWS]
                     some = x[begin + i : begin + i + len(targets)]
-                    scores = unchecked_logits(self._weights, self._config, some)
+                    scores = self._forward.unchecked_logits(some)
                     sequence.prompt_logprobs += sequence.sampler.score(scores, targets)
             begin += n_rows
 

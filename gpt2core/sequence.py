@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from gpt2core.config import GPT2Config
 from gpt2core.errors import GPT2Error
+from gpt2core.forward import KVCache
 from gpt2core.generation import FinishReason, Generation, IncrementalDetokenizer, Logprob, Prompt
-from gpt2core.model import KVCache
 from gpt2core.prompt_lookup import PromptLookup
 from gpt2core.sampling import Sampling
 from gpt2core.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ class SequenceState:
         self.capacity = len(prompt.ids) + max(0, self.budget - 1)
         self.sampler: Sampler | None = None
         if prompt.logprobs is not None or (prompt.sampling and not prompt.sampling.is_greedy):
-            from gpt2core import sampler  # most prompts do not need it
+            from gpt2core import sampler  # needs NumPy, which most prompts do not
 
             self.sampler = sampler.Sampler(prompt)
         self.lookup = PromptLookup(prompt.ids)
@@ -53,9 +53,9 @@ class SequenceState:
         self.began = False
         self.started_at = self.first_at = 0.0
 
-    def begin(self, config: GPT2Config, now: float) -> None:
-        """Start running with an empty cache."""
-        self.cache = KVCache(config, self.capacity)
+    def begin(self, cache: KVCache, now: float) -> None:
+        """Start running with an empty cache of `capacity` positions."""
+        self.cache = cache
         self.began = True
         self.started_at = now
 

@@ -53,12 +53,13 @@ class Model:
         def opener(path: str) -> "Engine":
             timings.lap("source")
             prefetch.begin(path)
-            slim_numpy.load()
-            from gpt2core.engine import Engine  # imports NumPy
+            slim_numpy.install()
+            from gpt2core.engine import Engine, import_kernels
 
-            timings.lap("import")
             settings = self._settings
             try:
+                import_kernels(settings.kernels)
+                timings.lap("import")
                 engine = Engine.open(
                     path,
                     kernels=settings.kernels,

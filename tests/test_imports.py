@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.support.fresh_process import modules_after
+from tests.support.kernels import needs_native
 
 NEVER_IMPORTED = ("boto3", "botocore", "huggingface_hub", "requests", "urllib3", "ssl")
 HEAVY = (*NEVER_IMPORTED, "numpy", "tokenizers", "http.client", "asyncio", "dataclasses",
@@ -41,7 +42,6 @@ def test_a_cold_invoke_from_a_directory_loads_no_client_and_no_tls(model_dir: Pa
         "assert lambda_handler({'prompt': 'abc', 'max_new_tokens': 3})['generated_text']",
         GPT2_MODEL_DIR=str(model_dir),
     )
-    assert "numpy" in loaded
     assert loaded.isdisjoint(NEVER_IMPORTED)
 
 
@@ -114,7 +114,8 @@ def test_the_function_and_the_command_limit_how_long_idle_blas_threads_spin(
         "            seen.append(os.environ.get('OPENBLAS_THREAD_TIMEOUT'))\n"
         f"sys.meta_path.insert(0, Look())\n{start}\nassert set(seen) == {{'{given or 20}'}}, seen"
     )
-    modules_after(code, **({"OPENBLAS_THREAD_TIMEOUT": given} if given else {}))
+    environ = {"OPENBLAS_THREAD_TIMEOUT": given} if given else {}
+    modules_after(code, GPT2_KERNELS="numpy", **environ)
 
 
 def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
@@ -128,7 +129,7 @@ def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
         GPT2_PRELOAD="init",
         GPT2_MODEL_DIR=str(model_dir),
     )
-    assert "numpy" in loaded
+    assert "gpt2core.engine" in loaded
 
 
 def test_an_invalid_setting_fails_the_import_and_is_named() -> None:
@@ -145,17 +146,26 @@ def test_an_invalid_setting_fails_the_import_and_is_named() -> None:
     assert last.endswith("SettingsError: GPT2_PRELOAD is 'yes'; accepted: lazy or init")
 
 
-def test_a_cold_invoke_of_a_packed_model_imports_only_the_core_of_numpy(
-    model_dir: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("kernels", "temperature", "needs_numpy"),
+    [("native", 0, False), ("native", 1, True), ("numpy", 0, True)],
+)
+def test_a_cold_invoke_of_a_packed_model_imports_at_most_the_core_of_numpy(
+    model_dir: Path, tmp_path: Path, kernels: str, temperature: float, needs_numpy: bool
 ) -> None:
     from gpt2core.pack import pack
 
+    if kernels == "native":
+        needs_native()
     pack(model_dir, tmp_path / "packed")
+    event = {"prompt": "abc", "max_new_tokens": 3, "temperature": temperature}
     loaded = modules_after(
         "from handler.app import lambda_handler\n"
-        "assert lambda_handler({'prompt': 'abc', 'max_new_tokens': 3})['generated_text']",
+        f"assert 'generated_text' in lambda_handler({event})",
         GPT2_MODEL_DIR=str(tmp_path / "packed"),
+        GPT2_KERNELS=kernels,
     )
+    assert ("numpy" in loaded) == needs_numpy
     assert loaded.isdisjoint(
         {
             *NEVER_IMPORTED,
@@ -164,9 +174,9 @@ def test_a_cold_invoke_of_a_packed_model_imports_only_the_core_of_numpy(
             "safetensors",
             "numpy.lib",
             "numpy.linalg",
-            "ctypes",
         }
     )
+    assert "ctypes" not in loaded or kernels == "numpy"  # sets OpenBLAS's threads
 
 
 def test_importing_the_core_does_not_change_numpy() -> None:

@@ -115,9 +115,9 @@ def _select(tensors: dict[str, Tensor], config: GPT2Config, file: str) -> dict[s
                 file=tensor.file,
                 tensor=name,
             )
-        if tensor.data.shape != shape:
+        if tensor.shape != shape:
             raise CheckpointError(
-                f"has shape {list(tensor.data.shape)}, not {list(shape)} as in config.json",
+                f"has shape {list(tensor.shape)}, not {list(shape)} as in config.json",
                 file=tensor.file,
                 tensor=name,
             )

@@ -113,7 +113,7 @@ def open_packed(path: str | os.PathLike[str]) -> Packed:
         tensor = _checked(tensors, stored, dtype, shape, path)
         if dtype == "I8":
             scale = _checked(tensors, stored + SCALE, "F32", scale_shape(shape), path)
-            tensor = tensor._replace(scale=scale.data, axis=1)
+            tensor = tensor._replace(scale=scale, axis=1)
         selected[name] = tensor.transposed() if stored != name else tensor
     return Packed(config, precision, selected, metadata)
 
@@ -124,12 +124,12 @@ def _checked(
     tensor = tensors.get(name)
     if tensor is None:
         raise CheckpointError("is missing", file=path, tensor=name)
-    if tensor.dtype != dtype or tensor.data.shape != shape:
+    if tensor.dtype != dtype or tensor.shape != shape:
         raise CheckpointError(
-            f"is {tensor.dtype} {list(tensor.data.shape)} instead of {dtype} {list(shape)}",
+            f"is {tensor.dtype} {list(tensor.shape)} instead of {dtype} {list(shape)}",
             file=path,
             tensor=name,
         )
-    if not tensor.data.flags.aligned:
+    if not tensor.is_aligned:
         raise CheckpointError("is misaligned: pack the model again", file=path, tensor=name)
     return tensor

@@ -12,27 +12,29 @@ import json
 import mmap
 import os
 import stat
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_DIMENSIONS = 32
 
-# The types of safetensors 0.8 and the NumPy types of their views. NumPy has no bfloat16:
-# `to_float32` shifts those uint16. Types that are not used here stay bytes.
-_DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(code)
-    for name, code in {
-        "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "F8_E4M3": "|u1", "F8_E5M2": "|u1",
-        "U16": "<u2", "I16": "<i2", "F16": "<f2", "BF16": "<u2", "U32": "<u4", "I32": "<i4",
-        "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8", "C64": "<c8", "F4": "|u1",
-        "F6_E2M3": "|u1", "F6_E3M2": "|u1", "F8_E8M0": "|u1", "F8_E4M3FNUZ": "|u1",
-        "F8_E5M2FNUZ": "|u1",
-    }.items()
+# The types of safetensors 0.8 and the NumPy types of their views, which end with their size in
+# bytes. NumPy has no bfloat16: `to_float32` shifts those uint16. Types that are not used here stay
+# bytes.
+_DTYPES = {
+    "BOOL": "|b1", "U8": "|u1", "I8": "|i1", "F8_E4M3": "|u1", "F8_E5M2": "|u1",
+    "U16": "<u2", "I16": "<i2", "F16": "<f2", "BF16": "<u2", "U32": "<u4", "I32": "<i4",
+    "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8", "C64": "<c8", "F4": "|u1",
+    "F6_E2M3": "|u1", "F6_E3M2": "|u1", "F8_E8M0": "|u1", "F8_E4M3FNUZ": "|u1",
+    "F8_E5M2FNUZ": "|u1",
 }  # fmt: skip
+# The types that this package uses, as formats of the `struct` module.
+_FORMATS: dict[str, Any] = {"U8": "B", "I8": "b", "F16": "H", "BF16": "H", "U32": "I", "I32": "i",
+            "F32": "f", "U64": "Q"}  # fmt: skip
 # Several elements share a byte: the views are flat arrays of bytes.
 _SUB_BYTE_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
@@ -42,18 +44,45 @@ class Tensor(NamedTuple):
 
     dtype: str
     """The format's name: "F32", "F16", "BF16", …"""
-    data: np.ndarray[Any, Any]
-    """Read-only view with the tensor's shape; BF16 as uint16, 4 and 6 bit types as flat bytes.
-    Misaligned if the tensor is misaligned in the file."""
+    shape: tuple[int, ...]
+    raw: memoryview
+    """Read-only bytes of the file, row by row."""
     file: str
-    scale: np.ndarray[Any, Any] | None = None
-    """Scales of quantized integers: float32, one for each group along `axis` (see `packed`)."""
+    is_aligned: bool = True
+    """Whether `raw` begins at a multiple of the size of an element."""
+    scale: "Tensor | None" = None
+    """Scales of quantized integers: F32, one for each group along `axis` (see `packed`)."""
     axis: int = 0
+    is_transposed: bool = False
+    """Whether `raw` has the elements of the matrix with its axes swapped."""
+
+    @property
+    def items(self) -> "memoryview[Any]":
+        """The elements in the order of the file, without NumPy; F16 and BF16 as uint16.
+
+        Only for the types of weights and tokenizer tables.
+        """
+        return self.raw.cast(_FORMATS[self.dtype]) if self.raw else self.raw
+
+    @property
+    def data(self) -> "np.ndarray[Any, Any]":
+        """A view with the tensor's shape; BF16 as uint16, 4 and 6 bit types as flat bytes."""
+        import numpy as np
+
+        code = _DTYPES[self.dtype]
+        flat = np.frombuffer(self.raw, code) if self.raw else np.empty(0, code)
+        if self.dtype in _SUB_BYTE_BITS:
+            return flat
+        return flat.reshape(self.shape[::-1]).T if self.is_transposed else flat.reshape(self.shape)
 
     def transposed(self) -> "Tensor":
         """A view of a matrix with its axes swapped."""
-        scale = None if self.scale is None else self.scale.T
-        return self._replace(data=self.data.T, scale=scale, axis=1 - self.axis)
+        return self._replace(
+            shape=self.shape[::-1],
+            scale=self.scale and self.scale.transposed(),
+            axis=1 - self.axis,
+            is_transposed=not self.is_transposed,
+        )
 
 
 class _Span(NamedTuple):
@@ -106,18 +135,19 @@ def open_with_metadata(
             file=path,
         )
     spans, metadata = _parse_header(mapping[8:start], size - start, path)
+    content = memoryview(mapping)
     tensors = {}
     for span in spans:
-        dtype = _DTYPES[span.dtype]
-        count = (span.end - span.begin) // dtype.itemsize
-        flat = (
-            np.frombuffer(mapping, dtype, count, start + span.begin)
-            if count
-            else np.empty(0, dtype)
-        )
-        shape = (count,) if span.dtype in _SUB_BYTE_BITS else span.shape
-        tensors[span.name] = Tensor(span.dtype, flat.reshape(shape), path)
+        begin = start + span.begin
+        raw = content[begin : start + span.end]
+        is_aligned = not raw or begin % _itemsize(span.dtype) == 0
+        tensors[span.name] = Tensor(span.dtype, span.shape, raw, path, is_aligned)
     return tensors, metadata
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes of an element; 1 for types of less than 8 bits."""
+    return int(_DTYPES[dtype][2:])
 
 
 def _parse_header(raw: bytes, data_bytes: int, file: str) -> tuple[list[_Span], dict[str, str]]:
@@ -196,7 +226,7 @@ def _span(name: str, entry: Any, data_bytes: int, file: str) -> _Span:
         extent *= n or 1
     if not count and extent >= 1 << 56:  # empty, but NumPy rejects the other dimensions
         raise invalid("shape has a dimension of size 0 and others of more than 2**56 elements")
-    bits = count * _SUB_BYTE_BITS.get(dtype, 8 * _DTYPES[dtype].itemsize)
+    bits = count * _SUB_BYTE_BITS.get(dtype, 8 * _itemsize(dtype))
     if bits % 8:
         raise invalid(f"{dtype} {shape} does not fill whole bytes")
     if bits // 8 != offsets[1] - offsets[0]:

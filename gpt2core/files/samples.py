@@ -31,7 +31,7 @@ def record_sample(path: str) -> dict[str, Any]:
     if size <= _WHOLE or not path.endswith(".safetensors"):
         ranges = [[0, size]]
     else:
-        sizes = [tensor.data.nbytes for tensor in open_safetensors(path).values()]
+        sizes = [tensor.raw.nbytes for tensor in open_safetensors(path).values()]
         begin = size - sum(sizes)
         ranges = [[0, begin]]
         for length in sizes:  # in the order of the file

@@ -1,21 +1,9 @@
-"""Products of activations with weights: native (compiled) kernels where available, else NumPy."""
+"""Products of activations with weights: native (compiled) kernels where available, else NumPy.
+
+Importing this package loads neither.
+"""
 
 from typing import NamedTuple
-
-from gpt2core.kernels.matrix import Float32, Matrix
-from gpt2core.kernels.reference import linear, prepare, set_threads, unembed
-
-__all__ = [
-    "CHOICES",
-    "Float32",
-    "Matrix",
-    "Native",
-    "choose_native",
-    "linear",
-    "prepare",
-    "set_threads",
-    "unembed",
-]
 
 CHOICES = ("auto", "native", "numpy")
 

@@ -122,6 +122,7 @@ typedef struct {
     const char *name;
     Work *product, *greedy, *norm, *attention;
     void (*activate)(float *x, size_t n, enum activation activation);
+    void (*row)(const Matrix *m, size_t at, float *y, int add);
 } Kernels;
 
 static size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -409,6 +410,7 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #define do_product NAME(do_product_)
 #define do_greedy NAME(do_greedy_)
 #define do_norm NAME(do_norm_)
+#define do_row NAME(do_row_)
 #define softmax_row NAME(softmax_row_)
 #define weigh_values NAME(weigh_values_)
 #define attend NAME(attend_)
@@ -880,21 +882,64 @@ static PyObject *py_linear(PyObject *module, PyObject *const *a, Py_ssize_t n)
     return finish(&held, failed);
 }
 
-/* greedy(matrix, x, rows, ids int64 [rows], is_nan bool [rows]) */
+/* greedy(matrix, x, rows) -> [id | None, …] */
 static PyObject *py_greedy(PyObject *module, PyObject *const *a, Py_ssize_t n)
 {
     (void)module;
-    if (!arguments(n, 5)) return NULL;
+    if (!arguments(n, 3)) return NULL;
     const Matrix *m = matrix_of(a[0]);
     long rows = m ? number("rows", a[2], 0, MOST) : -1;
     if (rows < 0) return NULL;
     Held held = {0};
     int failed = 0;
+    PyObject *list = NULL;
     const float *x = buffer(&held, a[1], (double)rows * m->n_in, sizeof(float), 0);
-    int64_t *ids = x ? buffer(&held, a[3], rows, sizeof(int64_t), 1) : NULL;
-    char *is_nan = ids ? buffer(&held, a[4], rows, 1, 1) : NULL;
-    if (is_nan) COMPUTE(takes_long(m, rows), greedy(m, x, (int)rows, ids, is_nan));
+    int64_t *ids = PyMem_Calloc(rows + 1, sizeof *ids + 1);
+    char *is_nan = (char *)(ids + rows);
+    if (!ids) PyErr_NoMemory();
+    if (x && ids) COMPUTE(takes_long(m, rows), greedy(m, x, (int)rows, ids, is_nan));
+    release(&held);
+    if (failed) PyErr_NoMemory();
+    if (!PyErr_Occurred()) list = PyList_New(rows);
+    for (long r = 0; list && r < rows; r++) {
+        PyObject *id = is_nan[r] ? Py_NewRef(Py_None) : PyLong_FromLongLong(ids[r]);
+        if (!id) Py_CLEAR(list);
+        else PyList_SetItem(list, r, id);
+    }
+    PyMem_Free(ids);
+    return list;
+}
+
+/* rows(matrix, [index, …], y, add): rows of a matrix stored by rows, as float32; with `add`, added to y */
+static PyObject *py_rows(PyObject *module, PyObject *const *a, Py_ssize_t n)
+{
+    (void)module;
+    if (!arguments(n, 4)) return NULL;
+    const Matrix *m = matrix_of(a[0]);
+    Py_ssize_t rows = m ? PyList_Size(a[1]) : -1;
+    long add = rows < 0 ? -1 : number("add", a[3], 0, 1);
+    if (add < 0) return NULL;
+    if (m->columns) return PyErr_Format(PyExc_ValueError, "the matrix is stored by columns");
+    Held held = {0};
+    int failed = 0;
+    float *y = buffer(&held, a[2], (double)rows * m->n_in, sizeof(float), 1);
+    for (Py_ssize_t r = 0; y && r < rows; r++) {
+        long at = number("row", PyList_GetItem(a[1], r), 0, (long)m->n_out - 1);
+        if (at < 0) break;
+        COMPUTE(0, (chosen->row(m, at, y + r * m->n_in, (int)add), 0));
+    }
     return finish(&held, failed);
+}
+
+/* empty(n) -> bytearray of n uninitialized bytes */
+static PyObject *py_empty(PyObject *module, PyObject *const *a, Py_ssize_t n)
+{
+    (void)module;
+    if (n != 1) return PyErr_Format(PyExc_TypeError, "%zd arguments instead of 1", n);
+    Py_ssize_t size = PyLong_AsSsize_t(a[0]);
+    if (size == -1 && PyErr_Occurred()) return NULL;
+    if (size < 0) return PyErr_Format(PyExc_ValueError, "n is %zd, not a number of bytes", size);
+    return PyByteArray_FromStringAndSize(NULL, size);
 }
 
 /* layer_norm(x, rows, n, weight, bias, epsilon, y) */
@@ -1070,7 +1115,7 @@ static PyObject *py_set_threads(PyObject *module, PyObject *const *a, Py_ssize_t
 }
 
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
-static PyMethodDef methods[] = {METHOD(matrix), METHOD(linear), METHOD(greedy), METHOD(layer_norm), METHOD(activate), METHOD(attention), METHOD(forward), METHOD(choose), METHOD(set_threads), {0}};
+static PyMethodDef methods[] = {METHOD(matrix), METHOD(linear), METHOD(greedy), METHOD(layer_norm), METHOD(rows), METHOD(empty), METHOD(activate), METHOD(attention), METHOD(forward), METHOD(choose), METHOD(set_threads), {0}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = -1, .m_methods = methods};
 
 PyMODINIT_FUNC PyInit__kernels(void)
@@ -1697,6 +1742,18 @@ static void do_greedy(const void *job, int begin, int end, float *scratch)
     }
 }
 
+/* Row `at` of a matrix stored by rows, as float32. */
+static void do_row(const Matrix *m, size_t at, float *y, int add)
+{
+    const size_t size = SIZE[m->kind], groups = round_up(m->n_in, GROUP) / GROUP;
+    for (size_t k = 0; k < m->n_in; k += 16) {
+        W v = wload_kind(m->kind, m->w + (at * m->n_in + k) * size, m->n_in - k);
+        if (m->kind == INT8) v = wmul(wset(m->scale[at * groups + k / GROUP]), v);
+        if (add) v = wadd(wload_upto(y + k, m->n_in - k), v);
+        wstore_upto(y + k, v, m->n_in - k);
+    }
+}
+
 /* ---- layer norm: rows begin..end ---- */
 
 static void do_norm(const void *job, int begin, int end, float *scratch)
@@ -1819,6 +1876,6 @@ static void do_attention(const void *job, int begin, int end, float *scratch)
     }
 }
 
-static const Kernels kernels = {.name = TEXT(ISA), .product = do_product, .greedy = do_greedy, .norm = do_norm, .attention = do_attention, .activate = do_activate};
+static const Kernels kernels = {.name = TEXT(ISA), .product = do_product, .greedy = do_greedy, .norm = do_norm, .attention = do_attention, .activate = do_activate, .row = do_row};
 
 #endif

@@ -39,9 +39,16 @@ def linear(
     /,
 ) -> None: ...
 
-# Writes the index of the largest output of each row of x [rows, n_in], the lowest of equals, to ids
-# int64 [rows], and whether the row has a NaN to is_nan bool [rows].
-def greedy(matrix: Matrix, x: Buffer, rows: int, ids: Buffer, is_nan: Buffer, /) -> None: ...
+# The index of the largest output of each row of x [rows, n_in], the lowest of equals; None for a
+# row with a NaN.
+def greedy(matrix: Matrix, x: Buffer, rows: int, /) -> list[int | None]: ...
+
+# Writes rows of a matrix with columns 0 to y [len(indices), n_in] as float32, without its bias;
+# adds them to y if add is 1. ValueError: an index is not from 0 to n_out - 1.
+def rows(matrix: Matrix, indices: list[int], y: Buffer, add: int, /) -> None: ...
+
+# n uninitialized bytes. ValueError: n is negative.
+def empty(n: int, /) -> bytearray: ...
 
 # Writes y [rows, n] from x [rows, n], weight [n] and bias [n].
 def layer_norm(

@@ -6,19 +6,21 @@ see `_kernels.c`.
 """
 
 import os
+from itertools import chain
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gpt2core.config import GPT2Config
+from gpt2core.files.safetensors import Tensor
+from gpt2core.forward import KVCache
 from gpt2core.kernels import _kernels
-from gpt2core.kernels.matrix import Float32, Matrix
+from gpt2core.kernels.matrix import Matrix
+from gpt2core.weights import Norm, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gpt2core.model import KVCache
-    from gpt2core.weights import Norm, Weights
+    from gpt2core.kernels.reference import Float32
 
 KINDS = {"F32": 0, "F16": 1, "BF16": 2, "I8": 3}
 # Values of `enum activation` in the C file, by the names of `gpt2core.model.ACTIVATIONS`.
@@ -78,75 +80,91 @@ def handle(matrix: Matrix) -> "_kernels.Matrix":
     """The kernels' object for a matrix, created once."""
     if matrix.prepared is None:
         tensor = matrix.tensor
-        n_in, n_out = tensor.data.shape
-        columns = not tensor.data.T.flags.c_contiguous
-        if not columns:
-            tensor = tensor.transposed()
-        scale = None if tensor.scale is None else np.ascontiguousarray(tensor.scale)
+        n_in, n_out = tensor.shape
+        scale = tensor.scale and tensor.scale.items
+        columns = not tensor.is_transposed
         matrix.prepared = _kernels.matrix(
-            KINDS[tensor.dtype], columns, n_out, n_in, tensor.data, scale, matrix.bias
+            KINDS[tensor.dtype], columns, n_out, n_in, tensor.items, scale, matrix.bias
         )
     prepared: _kernels.Matrix = matrix.prepared
     return prepared
 
 
+def empty(shape: tuple[int, ...]) -> "memoryview[float]":
+    """An uninitialized float32 array; no dimension may be 0."""
+    return memoryview(_kernels.empty(4 * prod(shape))).cast("f", shape)
+
+
+def to_float32(tensor: Tensor) -> "memoryview[float]":
+    """A vector as aligned float32 without loss; the view itself if it already is."""
+    if tensor.dtype == "F32" and tensor.is_aligned:
+        return tensor.items
+    vector = empty(tensor.shape)
+    row = _kernels.matrix(KINDS[tensor.dtype], 0, 1, tensor.shape[0], tensor.items, None, None)
+    _kernels.rows(row, [0], vector, 0)
+    return vector
+
+
 def linear(
-    x: Float32, matrix: Matrix, activation: str = "linear", residual: Float32 | None = None
-) -> Float32:
+    x: Any, matrix: Matrix, activation: str = "linear", residual: Any = None
+) -> "memoryview[float]":
     """activation(x [n_tokens, n_in] @ matrix + bias) + residual -> [n_tokens, n_out]."""
-    y: Float32 = np.empty((len(x), matrix.tensor.data.shape[1]), np.float32)
+    y = empty((len(x), matrix.tensor.shape[1]))
     _kernels.linear(handle(matrix), x, len(x), y, ACTIVATIONS[activation], residual)
     return y
 
 
-def layer_norm(x: Float32, norm: "Norm", epsilon: float) -> Float32:
+def layer_norm(x: Any, norm: Norm, epsilon: float) -> "memoryview[float]":
     """x [n_tokens, n_embd] -> [n_tokens, n_embd]; same as `gpt2core.model.layer_norm`."""
-    y: Float32 = np.empty_like(x)
-    _kernels.layer_norm(x, len(x), x.shape[1], norm.weight, norm.bias, epsilon, y)
+    y = empty((len(x), len(norm.weight)))
+    _kernels.layer_norm(x, len(x), len(norm.weight), norm.weight, norm.bias, epsilon, y)
     return y
 
 
-def greedy(x: Float32, matrix: Matrix) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The index of the largest output of each row, and which rows have NaN.
+def greedy(x: Any, matrix: Matrix) -> list[int | None]:
+    """The index of the largest output of each row of x [n_tokens, n_in]; None if one is NaN."""
+    return _kernels.greedy(handle(matrix), x, len(x))
 
-    x [n_tokens, n_in] -> ids int64 [n_tokens], is_nan bool [n_tokens].
+
+class NativeForward:
+    """The forward pass of one model with the compiled kernels; implements `forward.ForwardPass`.
+
+    All blocks are one call: a call for each operation would be slower.
     """
-    ids, is_nan = np.empty(len(x), np.int64), np.empty(len(x), np.bool_)
-    _kernels.greedy(handle(matrix), x, len(x), ids, is_nan)
-    return ids, is_nan
 
+    is_native = True
+    set_threads = staticmethod(set_threads)
 
-class Forward:
-    """All blocks of one model in one call; a call for each operation would be slower."""
-
-    def __init__(self, weights: "Weights", config: GPT2Config) -> None:
+    def __init__(self, tensors: dict[str, Tensor], config: GPT2Config) -> None:
+        self.weights = Weights(tensors, config, to_float32)
         self._config = config
-        blocks = [weights.block(i) for i in range(config.n_layer)]
-        self._blocks = [
-            (
-                *block.ln_1,
-                handle(block.attn.c_attn),
-                handle(block.attn.c_proj),
-                *block.ln_2,
-                handle(block.mlp.c_fc),
-                handle(block.mlp.c_proj),
-                block.attn.scale,
-            )
-            for block in blocks
-        ]
+        self._blocks: list[Any] = []
+        self._embeddings: list[_kernels.Matrix] = []
 
-    def __call__(
+    def prepare_ahead(self) -> None:
+        """Do nothing: the kernels read the weights as they are stored."""
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for one sequence of up to `capacity` positions."""
+        return KVCache(self._config, capacity, empty)
+
+    def hidden_states(
         self,
-        x: Float32,
-        lengths: "Sequence[int]",
+        sequences: "Sequence[Sequence[int]]",
         caches: "Sequence[KVCache]",
-        n_last: "Sequence[int]",
-    ) -> Float32:
-        """Run all blocks on x [n_tokens, n_embd] in place; append keys and values to the caches.
-
-        Returns the last `n_last` rows of each sequence, [sum(n_last), n_embd], as a view of x.
-        """
+        n_last: "Sequence[int] | None" = None,
+    ) -> "memoryview[float]":
+        """See `forward.ForwardPass`."""
         config = self._config
+        if not self._blocks:
+            self._prepare()
+        lengths = [len(ids) for ids in sequences]
+        n_last = lengths if n_last is None else n_last
+        x = empty((sum(lengths), config.n_embd))
+        spans = [range(c.n_kv, c.n_kv + n) for c, n in zip(caches, lengths, strict=True)]
+        wte, wpe = self._embeddings
+        _kernels.rows(wte, list(chain.from_iterable(sequences)), x, 0)
+        _kernels.rows(wpe, list(chain.from_iterable(spans)), x, 1)
         _kernels.forward(
             x,
             self._blocks,
@@ -160,4 +178,36 @@ class Forward:
             config.layer_norm_epsilon,
             ACTIVATIONS[config.activation_function],
         )
+        for cache, length in zip(caches, lengths, strict=True):
+            cache.n_kv += length
         return x[: sum(n_last)]
+
+    def greedy(self, x: Any) -> list[int | None]:
+        """See `forward.ForwardPass`."""
+        normed = layer_norm(x, self.weights.ln_f, self._config.layer_norm_epsilon)
+        return greedy(normed, self.weights.lm_head)
+
+    def unchecked_logits(self, x: Any) -> "Float32":
+        """See `forward.ForwardPass`."""
+        import numpy as np
+
+        normed = layer_norm(x, self.weights.ln_f, self._config.layer_norm_epsilon)
+        return np.asarray(linear(normed, self.weights.lm_head))
+
+    def _prepare(self) -> None:
+        """Create the kernels' objects. Thread-safe: a race at worst creates them twice."""
+        weights = self.weights
+        wte, wpe = (weights.tensors[name] for name in ("wte.weight", "wpe.weight"))
+        self._embeddings = [handle(Matrix(table.transposed())) for table in (wte, wpe)]
+        self._blocks = [
+            (
+                *block.ln_1,
+                handle(block.attn.c_attn),
+                handle(block.attn.c_proj),
+                *block.ln_2,
+                handle(block.mlp.c_fc),
+                handle(block.mlp.c_proj),
+                block.attn.scale,
+            )
+            for block in map(weights.block, range(self._config.n_layer))
+        ]

@@ -3,13 +3,14 @@
 The rest (`numpy.lib`, `linalg`, docstrings, signatures, `ctypes`) takes twice as long to import as
 that part. It is loaded on the first access to a missing name: then NumPy's own `__init__` runs in
 the same module, and the result is the same as after `import numpy`. Only the command line and the
-function call `load`; importing the package does not.
+function call `install`; importing the package does not.
 
 Modules are loaded by Python's import system, so other threads wait until a module is complete. The
 replacements of `inspect` and `pickle` are visible only to the core's modules, not in `sys.modules`.
 """
 
 import builtins
+import contextlib
 import sys
 from _thread import RLock, allocate_lock, get_ident
 from importlib import _bootstrap, import_module
@@ -21,7 +22,7 @@ from typing import Any
 # `ctypes`. NumPy's C code imports `_internal` by name when it needs it.
 _INTERNAL = "numpy._core._internal"
 _DOCS = ("numpy._core._add_newdocs", "numpy._core._add_newdocs_scalars")
-_loading = allocate_lock()
+_installing = allocate_lock()
 # Programs set this before they import NumPy, because OpenBLAS reads it when it is loaded. OpenBLAS
 # starts a thread for each further CPU, and each keeps its CPU busy for 2^28 clock cycles, 0.1 s,
 # before it sleeps: the first tokens would share their CPUs with these threads. 2^20 cycles are
@@ -29,33 +30,27 @@ _loading = allocate_lock()
 BLAS_TIMEOUT = ("OPENBLAS_THREAD_TIMEOUT", "20")
 
 
-def load() -> None:
-    """Import NumPy's core as `numpy`. Does nothing if NumPy has been imported.
+def install() -> None:
+    """Make the next `import numpy` import only the core; no effect if NumPy has been imported.
 
-    If NumPy is missing or has an unexpected structure, the next `import numpy` is a normal import.
+    If NumPy has an unexpected structure, that is a normal import.
     """
-    with _loading:
-        if "numpy" in sys.modules:
-            return
-        finder = _Finder()
-        sys.meta_path.insert(0, finder)
-        try:
-            import_module("numpy")
-        except (ImportError, AttributeError):
-            pass
-        finally:
-            if "numpy" not in sys.modules:
-                sys.meta_path.remove(finder)
-                finder.add_signatures()
+    with _installing:
+        if "numpy" not in sys.modules and not any(type(f) is _Finder for f in sys.meta_path):
+            sys.meta_path.insert(0, _Finder())
+
+
+def load() -> None:
+    """`install`, and import NumPy's core now. A missing NumPy is no error."""
+    install()
+    with contextlib.suppress(ModuleNotFoundError):
+        import_module("numpy")
 
 
 class _SlimNumPy(ModuleType):
     """`numpy` with the names of its core; loads the rest on first access to another name."""
 
     def __getattr__(self, name: str) -> Any:
-        current = sys.modules.get("numpy", self)
-        if current is not self:  # loading this one failed, but a reference to it exists
-            return getattr(current, name)
         finder = self.__dict__.get("_finder")
         if finder is not None:
             finder.complete(self)
@@ -141,7 +136,7 @@ class _Finder:
             finally:
                 self._rest_thread = 0
             sys.meta_path.remove(self)
-            del numpy._finder
+            vars(numpy).pop("_finder", None)  # missing if loading the core failed
             numpy.__class__ = ModuleType  # type: ignore[assignment]
 
     def add_signatures(self) -> None:
@@ -196,9 +191,12 @@ class _NumPyLoader:
         return _SlimNumPy("numpy")
 
     def exec_module(self, numpy: ModuleType) -> None:
-        """Import the core; NumPy's own loader remains for the rest."""
+        """Import the core, or all if that fails; NumPy's own loader remains for the rest."""
         numpy.__loader__ = numpy.__spec__.loader = self._loader  # type: ignore[union-attr]
-        self._finder.load_core(numpy)
+        try:
+            self._finder.load_core(numpy)
+        except (ImportError, AttributeError):
+            self._finder.complete(numpy)
 
 
 class _RestLoader:

@@ -306,10 +306,9 @@ def is_same_mismatch(one: DigestMismatch, other: DigestMismatch | None) -> bool:
 
 def _import_engine() -> None:
     """Import what opens the model while the files download."""
-    from gpt2core.startup import slim_numpy
+    from gpt2core.engine import import_kernels
 
-    slim_numpy.load()
-    import gpt2core.engine  # noqa: F401
+    import_kernels("auto")
 
 
 def _remote(uri: str) -> Remote:

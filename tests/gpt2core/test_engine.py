@@ -42,7 +42,7 @@ def test_openblas_takes_the_number_of_threads() -> None:
 
     import numpy as np
 
-    from gpt2core.kernels import set_threads
+    from gpt2core.kernels.reference import set_threads
 
     library = ctypes.CDLL(np._core._multiarray_umath.__file__)
     before = library.scipy_openblas_get_num_threads64_()

@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2core import Engine
-from gpt2core import model as gpt2
+from gpt2core import Engine, model, scheduler
 from gpt2core.config import ACTIVATION_NAMES, GPT2Config
-from gpt2core.model import ACTIVATIONS, KVCache, causal_mask, gelu, gelu_new
+from gpt2core.forward import KVCache
+from gpt2core.model import ACTIVATIONS, causal_mask, gelu, gelu_new
 from gpt2core.weights import attention_scale
 from tests.support.kernels import needs_native
 from tests.support.models import small_config, write_model
@@ -64,13 +64,10 @@ def test_greedy_ids_agree_with_the_reference_implementation(
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 40, 64])
 def test_prefill_in_chunks_of_any_size_gives_the_same_logits(engine: Engine, chunk: int) -> None:
     ids = [(31 * i) % 257 for i in range(60)]
-    cache = KVCache(engine.config, len(ids))
+    forward = engine._forward
+    cache = forward.new_cache(len(ids))
     rows = [
-        gpt2.logits(
-            engine._weights,
-            engine.config,
-            gpt2.hidden_states(engine._weights, engine.config, [ids[i : i + chunk]], [cache]),
-        )
+        forward.unchecked_logits(forward.hidden_states([ids[i : i + chunk]], [cache]))
         for i in range(0, len(ids), chunk)
     ]
     np.testing.assert_allclose(np.concatenate(rows), engine.logits(ids), rtol=0, atol=1e-5)
@@ -78,13 +75,11 @@ def test_prefill_in_chunks_of_any_size_gives_the_same_logits(engine: Engine, chu
 
 def test_decoding_with_the_cache_gives_the_same_logits(engine: Engine) -> None:
     ids = [(13 * i + 5) % 257 for i in range(30)]
-    cache = KVCache(engine.config, len(ids))
+    forward = engine._forward
+    cache = forward.new_cache(len(ids))
     pieces = [ids[:10], *([i] for i in ids[10:])]
     cached = [
-        gpt2.logits(engine._weights, engine.config, x[-1:])[0]
-        for x in (
-            gpt2.hidden_states(engine._weights, engine.config, [piece], [cache]) for piece in pieces
-        )
+        forward.unchecked_logits(forward.hidden_states([piece], [cache]))[-1] for piece in pieces
     ]
     np.testing.assert_allclose(np.stack(cached), engine.logits(ids)[9:], rtol=0, atol=1e-5)
 
@@ -95,17 +90,17 @@ def test_decoding_with_the_cache_gives_the_same_logits(engine: Engine) -> None:
 def test_only_the_requested_last_rows_are_returned(
     engine: Engine, kernels: str, n_last: list[int]
 ) -> None:
-    weights, config = engine._weights, engine.config
+    forward = engine._forward
     lengths = [9, 1, 30]
     sequences = [[(7 * i + n) % 257 for i in range(n)] for n in lengths]
 
     def run(*rows: list[int]) -> tuple[list[np.ndarray], list[KVCache]]:
-        caches = [KVCache(config, 40) for _ in sequences]
+        caches = [forward.new_cache(40) for _ in sequences]
         for cache in caches:
-            cache.keys.fill(np.nan)
-            cache.values.fill(np.nan)
-            gpt2.hidden_states(weights, config, [[1, 2, 3]], [cache])
-        x = gpt2.hidden_states(weights, config, sequences, caches, *rows)
+            np.asarray(cache.keys).fill(np.nan)
+            np.asarray(cache.values).fill(np.nan)
+            forward.hidden_states([[1, 2, 3]], [cache])
+        x = np.asarray(forward.hidden_states(sequences, caches, *rows))
         return np.split(x, np.cumsum(rows[0] if rows else lengths)[:-1]), caches
 
     everything, expected_caches = run()
@@ -115,8 +110,8 @@ def test_only_the_requested_last_rows_are_returned(
         np.testing.assert_allclose(rows, complete[len(complete) - n :], rtol=0, atol=atol)
     for cache, expected in zip(caches, expected_caches, strict=True):
         assert cache.n_kv == expected.n_kv
-        for own, other in ((cache.keys, expected.keys), (cache.values, expected.values)):
-            n_kv = cache.n_kv
+        for pair in ((cache.keys, expected.keys), (cache.values, expected.values)):
+            (own, other), n_kv = map(np.asarray, pair), cache.n_kv
             np.testing.assert_allclose(own[:, :, :n_kv], other[:, :, :n_kv], rtol=0, atol=atol)
 
 
@@ -133,7 +128,8 @@ def test_a_prompt_longer_than_a_prefill_chunk_has_the_same_logits(
 ) -> None:
     ids = [(11 * i) % 257 for i in range(50)]
     whole, continued = engine.logits(ids), engine.generate_ids(ids, 10)
-    monkeypatch.setattr(gpt2, "PREFILL_ROWS", 8)
+    monkeypatch.setattr(model, "PREFILL_ROWS", 8)
+    monkeypatch.setattr(scheduler, "PREFILL_ROWS", 8)
     np.testing.assert_allclose(engine.logits(ids), whole, rtol=0, atol=1e-5)
     assert engine.generate_ids(ids, 10) == continued
 
@@ -199,19 +195,13 @@ def test_attention_scale_follows_the_configuration(
 
 
 def test_greedy_selects_the_first_maximum(engine: Engine) -> None:
-    cache = KVCache(engine.config, 8)
-    x = gpt2.hidden_states(engine._weights, engine.config, [[5, 6, 7]], [cache])
-    ids, is_nan = gpt2.greedy(engine._weights, engine.config, x)
-    assert ids.dtype == np.int64
-    assert ids.tolist() == engine.logits([5, 6, 7]).argmax(axis=1).tolist()
-    assert is_nan.tolist() == [False, False, False]
+    x = engine._forward.hidden_states([[5, 6, 7]], [engine._forward.new_cache(8)])
+    assert engine._forward.greedy(x) == engine.logits([5, 6, 7]).argmax(axis=1).tolist()
 
 
 def test_greedy_reports_nan_only_for_its_row(engine: Engine) -> None:
     x = np.ones((3, engine.config.n_embd), np.float32)
     x[:, ::2] = -1
-    whole, _ = gpt2.greedy(engine._weights, engine.config, x)
+    ids = engine._forward.greedy(x)
     x[1, 3] = np.nan
-    ids, is_nan = gpt2.greedy(engine._weights, engine.config, x)
-    assert is_nan.tolist() == [False, True, False]
-    assert ids[[0, 2]].tolist() == whole[[0, 2]].tolist()
+    assert engine._forward.greedy(x) == [ids[0], None, ids[2]]

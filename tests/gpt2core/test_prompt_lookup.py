@@ -90,7 +90,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def decoded(engine: Engine, prompts: list[Prompt], lookup: bool) -> tuple[list[Generation], int]:
     """Results in the order of the prompts, and the number of passes."""
-    scheduler = Scheduler(engine._weights, engine.config, engine.tokenizer, prompt_lookup=lookup)
+    scheduler = Scheduler(engine._forward, engine.config, engine.tokenizer, prompt_lookup=lookup)
     if lookup:
         scheduler._draft_cost = _AlwaysLow()
     for prompt in prompts:
@@ -152,7 +152,7 @@ def test_an_end_of_text_token_among_the_draft_tokens_ends_the_text(engine: Engin
     ids = engine.encode_prompt(PROMPTS[3])
     for end in dict.fromkeys(engine.generate_ids(ids, 60)):
         config = engine.config._replace(eos_token_ids=(end,))
-        ending = Engine(engine.model_dir, config, engine._weights)
+        ending = Engine(engine.model_dir, config, engine._forward)
         (found,), _ = decoded(ending, [Prompt(0, ids, 60)], True)
         assert found.finish_reason == "eos"
         assert [found] == decoded(ending, [Prompt(0, ids, 60)], False)[0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gpt2core import Engine, sampler
 from gpt2core.errors import CheckpointError, InvalidArgument
 from gpt2core.generation import Generation, Logprob, Prompt, Token
-from gpt2core.kernels import Float32
+from gpt2core.kernels.reference import Float32
 from gpt2core.sampling import Sampling
 from gpt2core.scheduler import Scheduler
 from tests.support.fresh_process import modules_after
@@ -151,7 +151,7 @@ OPTIONS = (
 
 
 def together(engine: Engine, prompts: list[Prompt]) -> dict[Any, Generation]:
-    scheduler = Scheduler(engine._weights, engine.config, engine.tokenizer)
+    scheduler = Scheduler(engine._forward, engine.config, engine.tokenizer)
     done = {}
     for prompt in prompts:
         scheduler.add(prompt)
@@ -224,7 +224,7 @@ def test_ngrams_that_forbid_all_tokens_are_an_error(tmp_path: Path) -> None:
     write_model(tmp_path / "model", config(vocab_size=3, eos_token_id=None), tokenizer=False)
     engine = Engine.open(tmp_path / "model")
     prompt = Prompt(0, [0, 1], 9, sampling=Sampling(no_repeat_ngram_size=1))
-    scheduler = Scheduler(engine._weights, engine.config, None)
+    scheduler = Scheduler(engine._forward, engine.config, None)
     scheduler.add(prompt)
     scheduler.step()
     (event,) = scheduler.step()
@@ -301,7 +301,7 @@ def test_nan_ends_only_its_sequence(tmp_path: Path) -> None:
     tensors = random_tensors(config())
     tensors["wpe.weight"][3] = np.nan
     engine = Engine.open(write_model(tmp_path / "model", config(), tensors))
-    scheduler = Scheduler(engine._weights, engine.config, engine.tokenizer)
+    scheduler = Scheduler(engine._forward, engine.config, engine.tokenizer)
     scheduler.add(Prompt("bad", [1, 2, 3, 4], 3, sampling=Sampling(temperature=1.0)))
     scheduler.add(Prompt("good", [1], 3, sampling=Sampling(temperature=1.0)))
     ends = {}

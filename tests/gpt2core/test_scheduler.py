@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gpt2core import Engine, scheduler
 from gpt2core.errors import CheckpointError, GPT2Error, InvalidArgument, PromptTooLong
+from gpt2core.forward import KVCache
 from gpt2core.generation import Generation, Prompt
-from gpt2core.model import KVCache
 from gpt2core.scheduler import Event, Scheduler
 from tests.support.clock import Clock
 from tests.support.models import random_tensors, small_config, write_model
@@ -24,7 +24,7 @@ TALES = ["Once upon a time", "The fox", "", "There was a king who", "“Dear wif
 
 
 def scheduler_of(engine: Engine, **bounds: int) -> Scheduler:
-    return Scheduler(engine._weights, engine.config, engine.tokenizer, **bounds)
+    return Scheduler(engine._forward, engine.config, engine.tokenizer, **bounds)
 
 
 def run(scheduler: Scheduler, prompts: list[Prompt] | None = None) -> list[Event]:

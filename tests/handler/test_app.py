@@ -252,7 +252,8 @@ def test_the_first_reply_is_a_cold_start_with_its_phases_and_the_second_is_not(
     parts = sum(timings[p] for p in ("process", "import", "source", "map", "tokenizer"))
     assert 750 < parts <= timings["total"]
     warm = second["timings_ms"]
-    assert {p for p, ms in warm.items() if ms} == {"prefill", "decode", "total"}
+    # prefill takes less than the 0.05 ms that are rounded to 0
+    assert {p for p, ms in warm.items() if ms} - {"prefill"} == {"decode", "total"}
 
 
 def test_the_first_generation_after_a_health_check_is_a_cold_start(model_dir: Path) -> None:

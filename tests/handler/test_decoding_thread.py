@@ -25,6 +25,7 @@ from handler.errors import Cancelled
 from handler.generation import complete, stream
 from handler.settings import Settings
 from handler.telemetry import Timings
+from tests.support.forward import intercept
 from tests.support.until import until
 
 TIMEOUT = 60  # an upper limit; no test waits for it to expire
@@ -44,18 +45,16 @@ class Gate:
         """What the passes raise from now on, once."""
         self._started = threading.Semaphore(0)
         self._allowed = threading.Semaphore(0)
-        forward = scheduler.hidden_states
 
-        def gated(weights: Any, config: Any, sequences: Any, *rest: Any) -> Any:
+        def gated(sequences: Any) -> None:
             self.sequences.append(len(sequences))
             self._started.release()
             assert self._allowed.acquire(timeout=TIMEOUT)
             failure, self.fail = self.fail, None
             if failure:
                 raise failure
-            return forward(weights, config, sequences, *rest)
 
-        monkeypatch.setattr(scheduler, "hidden_states", gated)
+        intercept(monkeypatch, gated)
 
     def wait(self) -> None:
         """Wait until one more pass has started."""

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from gpt2core import scheduler
+from tests.support.forward import intercept
 
 
 class Clock:
@@ -16,12 +17,10 @@ class Clock:
         self.durations: list[float] = []
         self.passes: list[int] = []
         """The number of sequences in each pass."""
-        forward = scheduler.hidden_states
 
-        def slow(weights: Any, config: Any, sequences: Any, *rest: Any) -> Any:
+        def slow(sequences: Any) -> None:
             self.now += self.durations.pop(0) if self.durations else self.pass_s
             self.passes.append(len(sequences))
-            return forward(weights, config, sequences, *rest)
 
-        monkeypatch.setattr(scheduler, "hidden_states", slow)
+        intercept(monkeypatch, slow)
         monkeypatch.setattr(scheduler, "monotonic", lambda: self.now)

@@ -13,8 +13,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from gpt2core import Engine
 from gpt2core.config import GPT2Config
 from gpt2core.files.checkpoint import expected_shapes
-from gpt2core.kernels import Matrix
-from gpt2core.kernels.matrix import to_float32
+from gpt2core.files.safetensors import Tensor
+from gpt2core.kernels.matrix import Matrix
+from gpt2core.kernels.reference import to_float32
 
 END_OF_TEXT = "<|endoftext|>"
 Tensors = dict[str, NDArray[np.float32]]
@@ -145,23 +146,32 @@ def script_for(prompt: str, continuation: bytes | Sequence[int]) -> list[int]:
 
 def assert_same_weights(a: Engine, b: Engine) -> None:
     """Assert that all weights are equal, in any layout; products would differ by rounding."""
-    assert (to_float32(a._weights.lm_head.tensor) == to_float32(b._weights.lm_head.tensor)).all()
-    assert (a._weights.embed(np.arange(3), 1) == b._weights.embed(np.arange(3), 1)).all()
+    ours, theirs = a._forward.weights, b._forward.weights
+    assert (to_float32(ours.lm_head.tensor) == to_float32(theirs.lm_head.tensor)).all()
+    for name in ("wte.weight", "wpe.weight"):
+        assert (to_float32(ours.tensors[name]) == to_float32(theirs.tensors[name])).all()
     for i in range(a.config.n_layer):
-        for ours, theirs in zip(
-            _flat(a._weights.block(i)), _flat(b._weights.block(i)), strict=True
-        ):
-            assert (ours == theirs).all()
+        for one, other in zip(_flat(ours.block(i)), _flat(theirs.block(i)), strict=True):
+            assert (one == other).all()
 
 
 def _flat(parts: object) -> list[np.ndarray[Any, Any]]:
-    if isinstance(parts, np.ndarray):
-        return [parts]
+    if isinstance(parts, (np.ndarray, memoryview)):
+        return [np.asarray(parts)]
     if isinstance(parts, Matrix):
-        return [to_float32(parts.tensor), parts.bias]  # type: ignore[list-item]
+        return [to_float32(parts.tensor), np.asarray(parts.bias)]
     if isinstance(parts, float):
         return [np.array(parts)]
     return [array for part in parts for array in _flat(part)]  # type: ignore[attr-defined]
+
+
+def tensor_of(array: NDArray[Any], dtype: str, scale: NDArray[np.float32] | None = None) -> Tensor:
+    """A tensor that is stored like `array`, at an odd address as in published files."""
+    raw = memoryview(b"x" + np.ascontiguousarray(array).tobytes())[1:]
+    tensor = Tensor(dtype, array.shape, raw, "", is_aligned=False)
+    if scale is None:
+        return tensor
+    return tensor._replace(scale=Tensor("F32", scale.shape, memoryview(scale.tobytes()), ""))
 
 
 def write_safetensors(

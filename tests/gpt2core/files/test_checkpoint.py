@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gpt2core import Engine, weights
+from gpt2core import Engine, model
 from gpt2core.config import GPT2Config
 from gpt2core.files.checkpoint import expected_shapes, open_checkpoint
 from gpt2core.files.safetensors import open_safetensors
-from gpt2core.kernels.matrix import to_float32
+from gpt2core.kernels.reference import to_float32
 from tests.support.models import random_tensors, small_config, write_model, write_safetensors
 
 PROMPT = [5, 250, 17, 3]
@@ -37,7 +37,8 @@ def test_tensors_equal_those_of_the_safetensors_library(model_dir: Path) -> None
 def test_tensors_are_read_only_views_of_the_mapping(model_dir: Path) -> None:
     tensors = open_safetensors(model_dir / "model.safetensors")
     assert all(not t.data.flags.writeable and not t.data.flags.owndata for t in tensors.values())
-    aligned = next(t for t in tensors.values() if t.data.flags.aligned)
+    assert all(t.data.flags.aligned == t.is_aligned for t in tensors.values())
+    aligned = next(t for t in tensors.values() if t.is_aligned)
     assert np.shares_memory(to_float32(aligned), aligned.data)
 
 
@@ -52,6 +53,7 @@ def test_opening_reads_no_tensor(tmp_path: Path) -> None:
         file.truncate(8 + len(raw) + size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     tensor = open_safetensors(path)["a"]
+    assert tensor.items.nbytes == size
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     assert tensor.data.nbytes == size
     assert faults < 1000  # of 262,144 pages
@@ -190,7 +192,7 @@ def test_only_weights_that_need_conversion_are_prepared_in_a_thread(
     header_bytes = int.from_bytes(path.read_bytes()[:8], "little")
     write_safetensors(path, {n: ("F32", a) for n, a in tensors.items()}, -header_bytes % 4 + pad)
     started: list[Any] = []
-    monkeypatch.setattr(weights, "start_new_thread", lambda job, _: started.append(job))
+    monkeypatch.setattr(model, "start_new_thread", lambda job, _: started.append(job))
     engine = Engine.open(folder, kernels="numpy")
     assert not started  # opening does not read weights
     engine.read_ahead()

@@ -33,7 +33,7 @@ IDS = [1, 2, 3]
 
 def opened_file(folder: Path) -> str:
     """The name of the weights file that was opened."""
-    return Path(Engine.open(folder)._weights._tensors["wpe.weight"].file).name
+    return Path(Engine.open(folder)._forward.weights.tensors["wpe.weight"].file).name
 
 
 def save_again(folder: Path, change: Callable[[Tensors], None]) -> None:

@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from gpt2core import Engine
 from gpt2core import model as gpt2
 from gpt2core.errors import InvalidArgument
-from gpt2core.files.safetensors import Tensor
-from gpt2core.kernels import Matrix
-from gpt2core.kernels.matrix import to_float32
-from gpt2core.model import KVCache
+from gpt2core.kernels.matrix import Matrix
+from gpt2core.kernels.reference import to_float32
 from gpt2core.pack import pack, quantize, to_bfloat16
 from gpt2core.weights import Norm
 from tests.conftest import DEMO, ROOT
 from tests.support.kernels import needs_native
-from tests.support.models import uniform
+from tests.support.models import tensor_of, uniform
 
 KINDS = ("F32", "F16", "BF16", "I8")
 # n_in, n_out: one, odd, multiples of 16, over a chunk of k, over a panel of outputs
@@ -50,13 +48,6 @@ def _native() -> Iterator[None]:
     _kernels.set_threads(2)
 
 
-def misaligned(array: NDArray[Any]) -> NDArray[Any]:
-    """A copy at an odd address, as in published files."""
-    raw = np.empty(array.nbytes + 1, np.uint8)
-    raw[1:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return raw[1:].view(array.dtype).reshape(array.shape)
-
-
 def matrix(kind: str, n_in: int, n_out: int, *, columns: bool, seed: int = 1) -> Matrix:
     """A random matrix with layout [n_in, n_out] if `columns`, else [n_out, n_in]."""
     weights = uniform(seed, (n_out, n_in))
@@ -69,9 +60,9 @@ def matrix(kind: str, n_in: int, n_out: int, *, columns: bool, seed: int = 1) ->
     elif kind == "I8":
         data, scale = quantize(weights, 1)
     if columns:
-        data, scale = data.T.copy(), None if scale is None else scale.T.copy()
-        return Matrix(Tensor(kind, misaligned(data), "", scale, 0), uniform(seed + 1, (n_out,)))
-    tensor = Tensor(kind, misaligned(data), "", scale, 1).transposed()
+        tensor = tensor_of(data.T, kind, None if scale is None else scale.T)
+    else:
+        tensor = tensor_of(data, kind, scale)._replace(axis=1).transposed()
     return Matrix(tensor, uniform(seed + 1, (n_out,)))
 
 
@@ -94,14 +85,14 @@ def test_products_agree_with_numpy_and_do_not_depend_on_rows_or_threads(
     weights = to_float32(m.tensor).astype(np.float64)
     exact = x.astype(np.float64) @ weights + m.bias + residual
     magnitude = np.abs(x) @ np.abs(weights) + np.abs(m.bias) + np.abs(residual)
-    expected = native.linear(x, m, residual=residual)
+    expected = np.asarray(native.linear(x, m, residual=residual))
     assert (np.abs(expected - exact) <= 4e-7 * magnitude).all()
     for name in instruction_sets():
         _kernels.choose(name)
         for threads in (1, 2, 3):
             _kernels.set_threads(threads)
             for rows in ROWS:
-                found = native.linear(x[:rows], m, residual=residual[:rows])
+                found = np.asarray(native.linear(x[:rows], m, residual=residual[:rows]))
                 assert (found.view(np.uint32) == expected[:rows].view(np.uint32)).all()
 
 
@@ -134,9 +125,9 @@ def test_layer_norm_agrees_with_numpy(n_embd: int) -> None:
 
     x = 3 * uniform(1, (40, n_embd)) + 1
     norm = Norm(uniform(2, (n_embd,)), uniform(3, (n_embd,)))
-    found = native.layer_norm(x, norm, 1e-5)
+    found = np.asarray(native.layer_norm(x, norm, 1e-5))
     np.testing.assert_allclose(found, gpt2.layer_norm(x, norm, 1e-5), rtol=0, atol=3e-6)
-    assert (native.layer_norm(x[7:8], norm, 1e-5) == found[7]).all()
+    assert (np.asarray(native.layer_norm(x[7:8], norm, 1e-5)) == found[7]).all()
 
 
 def attend(
@@ -197,15 +188,53 @@ def test_greedy_selects_the_first_maximum_and_reports_nan_by_row(rows: int, n_ou
     m.bias = None
     x = uniform(3, (rows, 32))
     x[rows // 2] = 0  # all equal
-    expected = native.linear(x, m).argmax(axis=1)
-    ids, is_nan = native.greedy(x, m)
-    assert ids.tolist() == expected.tolist()
-    assert ids[rows // 2] == 0
-    assert not is_nan.any()
+    expected = np.asarray(native.linear(x, m)).argmax(axis=1).tolist()
+    assert expected[rows // 2] == 0
+    assert native.greedy(x, m) == expected
     x[-1, 0] = np.nan
-    ids, is_nan = native.greedy(x, m)
-    assert ids[:-1].tolist() == expected[:-1].tolist()
-    assert is_nan.tolist() == [False] * (rows - 1) + [True]
+    assert native.greedy(x, m) == [*expected[:-1], None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n_in", [1, 16, 49, 80])
+def test_rows_of_a_matrix_agree_with_numpy(kind: str, n_in: int) -> None:
+    from gpt2core.kernels import _kernels, native
+
+    m = matrix(kind, n_in, 70, columns=False)
+    expected = to_float32(m.tensor).T[[69, 0, 5, 5]]
+    added = uniform(3, expected.shape)
+    for name in instruction_sets():
+        _kernels.choose(name)
+        found = added.copy()
+        _kernels.rows(native.handle(m), [69, 0, 5, 5], found, 1)
+        assert (found == added + expected).all()
+        _kernels.rows(native.handle(m), [69, 0, 5, 5], found, 0)
+        assert (found == expected).all()
+
+
+def test_rows_outside_a_matrix_or_of_columns_are_rejected() -> None:
+    from gpt2core.kernels import _kernels, native
+
+    y = np.zeros((1, 24), np.float32)
+    for index in (-1, 5):
+        with pytest.raises(ValueError, match=f"row is {index}, not an integer from 0 to 4"):
+            _kernels.rows(native.handle(matrix("F32", 24, 5, columns=False)), [index], y, 0)
+    with pytest.raises(ValueError, match="stored by columns"):
+        _kernels.rows(native.handle(matrix("F32", 24, 5, columns=True)), [0], y, 0)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_vectors_are_converted_without_loss(kind: str) -> None:
+    from gpt2core.kernels import native
+
+    values = uniform(1, (50,))
+    stored: dict[str, NDArray[Any]] = {
+        "F32": values,
+        "F16": values.astype(np.float16),
+        "BF16": to_bfloat16(values),
+    }
+    tensor = tensor_of(stored[kind], kind)
+    assert (np.asarray(native.to_float32(tensor)) == to_float32(tensor)).all()
 
 
 @pytest.mark.parametrize("precision", ["raw", "f32", "bf16", "int8"])
@@ -219,21 +248,21 @@ def test_a_sequence_has_the_same_logits_alone_and_in_a_batch(
         folder = tmp_path_factory.mktemp(precision)
         pack(DEMO, folder, precision)
     engine = Engine.open(folder, kernels="native")
-    weights, config = engine._weights, engine.config
+    forward = engine._forward
     ids = [[(37 * i + 11 * n) % 2000 for i in range(n)] for n in (61, 1, 17, 90)]
     expected = [engine.logits(sequence) for sequence in ids]
     for name in instruction_sets():
         _kernels.choose(name)
         for threads in (1, 2):
             _kernels.set_threads(threads)
-            caches = [KVCache(config, len(sequence)) for sequence in ids]
+            caches = [forward.new_cache(len(sequence)) for sequence in ids]
             found: list[list[NDArray[np.float32]]] = [[] for _ in ids]
             done, piece = [0] * len(ids), 1
             while any(d < len(s) for d, s in zip(done, ids, strict=True)):
                 active = [i for i, s in enumerate(ids) if done[i] < len(s)]
                 parts = [ids[i][done[i] : done[i] + piece + i] for i in active]
-                x = gpt2.hidden_states(weights, config, parts, [caches[i] for i in active])
-                scores = gpt2.logits(weights, config, x)
+                x = forward.hidden_states(parts, [caches[i] for i in active])
+                scores = forward.unchecked_logits(x)
                 for i, part in zip(active, parts, strict=True):
                     found[i].append(scores[: len(part)])
                     scores = scores[len(part) :]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gpt2core import Engine, scheduler
+from gpt2core import Engine
 from gpt2core.errors import CheckpointError, PromptTooLong
 from handler.batch import request_batch
 from handler.batch.request_batch import RequestBatch, complete_all
@@ -64,15 +64,15 @@ def test_a_failed_prompt_cancels_the_others_of_its_request(
     batch = RequestBatch(engine, Settings(), None)
     batch.add("list", Request(NATIVE, ("a", "b", "c"), True, max_new_tokens=30))
     batch.add("other", request("d", 4))
-    real = scheduler.greedy
+    real = engine._forward.greedy
 
-    def nan_in_the_second(weights: Any, config: Any, x: Any) -> Any:
-        ids, is_nan = real(weights, config, x)
-        if len(is_nan) == 4:
-            is_nan[1] = True
-        return ids, is_nan
+    def nan_in_the_second(x: Any) -> list[int | None]:
+        ids = real(x)
+        if len(ids) == 4:
+            ids[1] = None
+        return ids
 
-    monkeypatch.setattr(scheduler, "greedy", nan_in_the_second)
+    monkeypatch.setattr(engine._forward, "greedy", nan_in_the_second)
     finished = dict(batch.step())
     assert isinstance(finished["list"], CheckpointError)
     assert len(batch._scheduler) == 1
