@@ -10,7 +10,7 @@ Importing this package loads neither NumPy nor `tokenizers`. Names are resolved 
 process can start, answer a health check or reject bad input without them.
 """
 
-from typing import TYPE_CHECKING, Any
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2core.config import GPT2Config

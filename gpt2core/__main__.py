@@ -8,12 +8,12 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from gpt2core import __version__
 from gpt2core.command_line import parser_with_commands
 from gpt2core.errors import GPT2Error
 from gpt2core.files.names import DEMO_DIR
+from gpt2core.startup.slim_typing import Any
 
 # ECMA-48, "Select graphic rendition": foreground colors.
 RED, GREEN, YELLOW = 31, 32, 33

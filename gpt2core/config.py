@@ -8,11 +8,11 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from gpt2core.errors import ConfigError
 from gpt2core.files.names import GENERATION_FILE
 from gpt2core.sampling import RANGES, describe_range
+from gpt2core.startup.slim_typing import Any, NamedTuple
 
 # Names that `transformers` uses for the functions in `gpt2core.model.ACTIVATIONS`.
 ACTIVATION_NAMES = (

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from operator import index
-from typing import TYPE_CHECKING, Unpack
 
 from gpt2core.config import GPT2Config
 from gpt2core.errors import (
@@ -28,6 +27,7 @@ from gpt2core.generation import (
 from gpt2core.kernels import CHOICES, choose_native
 from gpt2core.sampling import SamplingOptions, checked_logprobs, checked_sampling
 from gpt2core.scheduler import Scheduler, collect, stream
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Unpack
 from gpt2core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

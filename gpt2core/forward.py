@@ -6,10 +6,10 @@ any float32 buffers, which `numpy.asarray` views without a copy.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
 
 from gpt2core.config import GPT2Config
 from gpt2core.errors import CheckpointError
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from gpt2core.kernels.reference import Float32

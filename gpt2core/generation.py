@@ -1,10 +1,10 @@
 """Input and output of decoding: prompts, tokens, generations, stop strings."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
 
 from gpt2core.errors import InvalidArgument
 from gpt2core.sampling import Sampling
+from gpt2core.startup.slim_typing import Any, Literal, NamedTuple
 from gpt2core.tokenizer import Tokenizer
 
 FinishReason = Literal["length", "stop", "eos", "deadline", "cancelled"]

@@ -4,9 +4,9 @@ Loads no NumPy, so bad values are rejected without it.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypedDict
 
 from gpt2core.errors import InvalidArgument
+from gpt2core.startup.slim_typing import Any, NamedTuple, TypedDict
 
 # The type, minimum and maximum of each parameter.
 RANGES: Mapping[str, tuple[type, float, float]] = {

@@ -7,9 +7,7 @@ batching: Yu et al. 2022, "Orca", section 3; chunked prefill: Agrawal et al. 202
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from math import isfinite
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.config import GPT2Config
 from gpt2core.errors import GPT2Error, InvalidArgument
@@ -17,6 +15,7 @@ from gpt2core.forward import PREFILL_ROWS, ForwardPass, KVCache, damaged_error
 from gpt2core.generation import FinishReason, Generation, Logprob, Prompt, Token
 from gpt2core.prompt_lookup import MAX_DRAFT_TOKENS, DraftCost
 from gpt2core.sequence import Sampled, SequenceState
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any, NamedTuple
 from gpt2core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -254,6 +253,8 @@ class Scheduler:
 
     def _choose(self, sequences: Sequence[SequenceState], x: "Float32") -> list[Sampled]:
         """Like `_greedy`, if some sequences have a sampler: logits are computed only for those."""
+        import numpy as np
+
         without = [i for i, sequence in enumerate(sequences) if not sequence.sampler]
         sampled = self._greedy([sequences[i] for i in without], x[without]) if without else []
         with_sampler = [i for i, sequence in enumerate(sequences) if sequence.sampler]
@@ -267,7 +268,7 @@ class Scheduler:
             if sequence.budget <= 0:  # only the prompt's logprobs were requested
                 sampled.append((sequence, None, None))
                 continue
-            if not isfinite(scores.max()):  # the maximum is NaN if any score is
+            if not np.isfinite(scores.max()):  # the maximum is NaN if any score is
                 sampled.append((sequence, damaged_error(), None))
                 continue
             sampled.append((sequence, *sequence.sampler.choose(scores, sequence.new.ids)))

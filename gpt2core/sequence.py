@@ -1,13 +1,12 @@
 """`SequenceState`: the state that a `Scheduler` keeps for each sequence."""
 
-from typing import TYPE_CHECKING
-
 from gpt2core.config import GPT2Config
 from gpt2core.errors import GPT2Error
 from gpt2core.forward import KVCache
 from gpt2core.generation import FinishReason, Generation, IncrementalDetokenizer, Logprob, Prompt
 from gpt2core.prompt_lookup import PromptLookup
 from gpt2core.sampling import Sampling
+from gpt2core.startup.slim_typing import TYPE_CHECKING
 from gpt2core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ Layer norms and biases are float32.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from gpt2core.config import GPT2Config
 from gpt2core.files.safetensors import Tensor
 from gpt2core.kernels.matrix import Matrix
+from gpt2core.startup.slim_typing import Any, NamedTuple
 
 
 class Norm(NamedTuple):

@@ -13,10 +13,10 @@ import os
 from _thread import allocate_lock
 from collections.abc import Callable, Generator, MutableMapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
 from gpt2core.startup import slim_numpy
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler import errors, telemetry
 from handler.generation import Decode, complete, stream
 from handler.invoke import Invoke

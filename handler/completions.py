@@ -1,9 +1,9 @@
 """Results of decoding, as dialects render them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from gpt2core.errors import InvalidArgument
+from gpt2core.startup.slim_typing import TYPE_CHECKING, NamedTuple
 from handler.dialects.request import Request
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ processes many requests.
 
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.completions import Completion, Piece, completions_of, piece_of
 from handler.dialects.request import Request, short_repr
 from handler.errors import BadRequest, LimitExceeded

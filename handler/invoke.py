@@ -1,8 +1,8 @@
 """`Invoke`: deadline, timings and log fields of one invocation."""
 
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any
 
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.telemetry import Counts, Report, Timings
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from gpt2core.errors import GPT2Error

@@ -1,10 +1,10 @@
 """The model of a function instance."""
 
 from _thread import allocate_lock
-from typing import TYPE_CHECKING
 
 from gpt2core.errors import InvalidArgument
 from gpt2core.startup import prefetch, slim_numpy
+from gpt2core.startup.slim_typing import TYPE_CHECKING
 from handler.errors import SettingsError
 from handler.settings import Settings
 from handler.store.select import ModelSource, open_model

@@ -4,8 +4,8 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
 
+from gpt2core.startup.slim_typing import Literal, NamedTuple
 from handler.errors import SettingsError
 
 MEMORY_PER_VCPU = 1769  # MB; AWS Lambda Developer Guide, "Configure Lambda function memory"

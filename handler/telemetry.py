@@ -12,9 +12,9 @@ import sys
 import time
 from collections.abc import Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any, NamedTuple
 from handler.errors import Cancelled, Unauthorized
 
 if TYPE_CHECKING:

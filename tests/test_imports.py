@@ -166,6 +166,7 @@ def test_a_cold_invoke_of_a_packed_model_imports_at_most_the_core_of_numpy(
         GPT2_KERNELS=kernels,
     )
     assert ("numpy" in loaded) == needs_numpy
+    assert ("typing" in loaded) == needs_numpy
     assert loaded.isdisjoint(
         {
             *NEVER_IMPORTED,

@@ -2,7 +2,6 @@
 
 import json
 import os
-from typing import Any
 
 from gpt2core.config import GPT2Config, parse_json, read_text
 from gpt2core.errors import InvalidArgument, ModelError, PackedFormatError
@@ -16,6 +15,7 @@ from gpt2core.files.names import (
 )
 from gpt2core.files.packed import PRECISIONS, Packed, open_packed
 from gpt2core.files.safetensors import Tensor
+from gpt2core.startup.slim_typing import Any
 
 
 def open_directory(path: str, precision: str) -> tuple[GPT2Config, dict[str, Tensor]]:

@@ -10,10 +10,10 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from gpt2core.errors import ModelError
 from gpt2core.files.names import MANIFEST_FILE, PACKED_FILE, SINGLE_FILE, TABLES_FILE
+from gpt2core.startup.slim_typing import Any, NamedTuple
 
 VERSION = 1
 MAX_BYTES = 1 << 20

@@ -15,13 +15,13 @@ Biases, layer norms and position embeddings are always float32.
 """
 
 import os
-from typing import Literal, NamedTuple
 
 from gpt2core.config import GPT2Config, parse_json
 from gpt2core.errors import CheckpointError, ConfigError, PackedFormatError
 from gpt2core.files.checkpoint import expected_shapes
 from gpt2core.files.names import PACKED_FORMAT
 from gpt2core.files.safetensors import Tensor, open_with_metadata
+from gpt2core.startup.slim_typing import Literal, NamedTuple
 
 ALIGNMENT = 64  # a cache line, and the widest vector register
 GROUP = 64

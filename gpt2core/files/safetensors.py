@@ -12,9 +12,9 @@ import json
 import mmap
 import os
 import stat
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.errors import CheckpointError
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

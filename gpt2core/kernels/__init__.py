@@ -3,7 +3,7 @@
 Importing this package loads neither.
 """
 
-from typing import NamedTuple
+from gpt2core.startup.slim_typing import NamedTuple
 
 CHOICES = ("auto", "native", "numpy")
 

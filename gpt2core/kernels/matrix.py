@@ -1,8 +1,7 @@
 """`Matrix`: the weights of one product, as stored in their file."""
 
-from typing import Any
-
 from gpt2core.files.safetensors import Tensor
+from gpt2core.startup.slim_typing import Any
 
 
 class Matrix:

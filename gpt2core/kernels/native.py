@@ -7,14 +7,13 @@ see `_kernels.c`.
 
 import os
 from itertools import chain
-from math import prod
-from typing import TYPE_CHECKING, Any
 
 from gpt2core.config import GPT2Config
 from gpt2core.files.safetensors import Tensor
 from gpt2core.forward import KVCache
 from gpt2core.kernels import _kernels
 from gpt2core.kernels.matrix import Matrix
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from gpt2core.weights import Norm, Weights
 
 if TYPE_CHECKING:
@@ -92,7 +91,10 @@ def handle(matrix: Matrix) -> "_kernels.Matrix":
 
 def empty(shape: tuple[int, ...]) -> "memoryview[float]":
     """An uninitialized float32 array; no dimension may be 0."""
-    return memoryview(_kernels.empty(4 * prod(shape))).cast("f", shape)
+    n_bytes = 4
+    for n in shape:
+        n_bytes *= n
+    return memoryview(_kernels.empty(n_bytes)).cast("f", shape)
 
 
 def to_float32(tensor: Tensor) -> "memoryview[float]":

@@ -16,7 +16,8 @@ from _thread import RLock, allocate_lock, get_ident
 from importlib import _bootstrap, import_module
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import ModuleType
-from typing import Any
+
+from gpt2core.startup.slim_typing import Any
 
 # `numpy._core` imports these for docstrings and structured dtypes; `_internal` imports `ast` and
 # `ctypes`. NumPy's C code imports `_internal` by name when it needs it.

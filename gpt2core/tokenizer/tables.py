@@ -21,10 +21,10 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from typing import Any, NamedTuple
 
 from gpt2core.errors import CheckpointError, TablesFormatError, TokenizerError
 from gpt2core.files.safetensors import Tensor, open_with_metadata
+from gpt2core.startup.slim_typing import Any, NamedTuple
 
 FORMAT = "gpt2-tokenizer-2"
 # GPT-2's pattern (https://github.com/openai/gpt-2, `src/encoder.py`) for text in which every

@@ -8,7 +8,6 @@ import codecs
 import os
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from typing import Protocol
 
 from gpt2core.errors import InvalidArgument, InvalidPrompt, TablesFormatError, TokenizerError
 from gpt2core.files.names import (
@@ -18,6 +17,7 @@ from gpt2core.files.names import (
     follow_current,
     tokenizer_files,
 )
+from gpt2core.startup.slim_typing import Protocol
 from gpt2core.tokenizer.tables import Tables
 
 

@@ -6,7 +6,8 @@ request parses it.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from handler.dialects.request import Dialect, Request

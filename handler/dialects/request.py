@@ -5,8 +5,8 @@ Unknown fields are errors that name the field. A field that is null counts as mi
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any, NamedTuple
 from handler.errors import BadRequest, LimitExceeded, status_of
 
 if TYPE_CHECKING:

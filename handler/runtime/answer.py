@@ -4,8 +4,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
 
+from gpt2core.startup.slim_typing import Any, Protocol
 from handler.runtime.api import Invocation, Streamed, error_body
 from handler.runtime.context import Context
 from handler.runtime.payload import InvalidEvent, InvalidReply, decoded, encoded

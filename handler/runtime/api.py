@@ -7,7 +7,8 @@ response streaming: custom runtimes".
 
 import _socket
 from collections.abc import Generator, Iterable, Mapping
-from typing import NamedTuple
+
+from gpt2core.startup.slim_typing import NamedTuple
 
 VERSION = "/2018-06-01/runtime"
 MAX_HEADER_BYTES = 1 << 20

@@ -4,8 +4,8 @@ import json
 import os
 import sys
 from time import time
-from typing import Any
 
+from gpt2core.startup.slim_typing import Any
 from handler.runtime.api import Invocation
 from handler.runtime.payload import InvalidEvent
 

@@ -2,7 +2,8 @@
 
 import json
 import os
-from typing import Any
+
+from gpt2core.startup.slim_typing import Any
 
 # Where awslambdaric does not escape non-ASCII characters (its lambda_runtime_marshaller).
 _PLAIN_TEXT = ("AWS_Lambda_python3.12", "AWS_Lambda_python3.13", "AWS_Lambda_python3.14",

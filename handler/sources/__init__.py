@@ -4,8 +4,7 @@ To add a source, write a module here with a function `recognize(event) -> Source
 line to `_MODULES`.
 """
 
-from typing import TYPE_CHECKING, Any
-
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.errors import UnsupportedEvent
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ Standard's application/x-www-form-urlencoded.
 """
 
 import binascii
-from typing import Any
 
+from gpt2core.startup.slim_typing import Any
 from handler.dialects.request import EXAMPLE, parse_json, short_repr
 from handler.errors import (
     BadRequest,

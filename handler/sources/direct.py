@@ -1,8 +1,7 @@
 """Direct invocations: a request without an envelope, or one of `jobs.ACTIONS`."""
 
-from typing import TYPE_CHECKING, Any
-
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.dialects import dialect_of, dialects, parse_request
 from handler.dialects.request import EventStream
 from handler.errors import BadRequest

@@ -7,9 +7,9 @@ integration", formats 1.0 and 2.0), W3C Server Timing.
 import json
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.dialects import dialect_at, dialect_of, dialects, route_of
 from handler.dialects.request import EventStream, short_repr
 from handler.errors import (

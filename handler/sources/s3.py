@@ -3,9 +3,8 @@
 Shapes: Amazon S3 User Guide ("Event message structure", "Using EventBridge").
 """
 
-from typing import TYPE_CHECKING, Any
-
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.errors import UnsupportedEvent
 from handler.items import S3Object
 from handler.jobs import Job, Objects

@@ -3,8 +3,7 @@
 Shape: Amazon EventBridge User Guide, "Creating a scheduled rule".
 """
 
-from typing import TYPE_CHECKING, Any
-
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.jobs import Job, WarmUp
 from handler.sources.source import Source
 

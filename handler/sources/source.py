@@ -1,8 +1,7 @@
 """The interface of event sources: event to job, and result to reply."""
 
-from typing import TYPE_CHECKING, Any
-
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from handler.jobs import Job

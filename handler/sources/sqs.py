@@ -5,9 +5,9 @@ Shapes: AWS Lambda Developer Guide ("Using Lambda with Amazon SQS"), Amazon SNS 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.dialects.request import parse_json, short_repr
 from handler.errors import BadRequest, UnsupportedEvent
 from handler.items import Item, Record, S3Object, parse_item

@@ -6,9 +6,9 @@ machine sets it. Without an ItemBatcher, an item arrives as a direct invoke.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.dialects.native import error_of
 from handler.errors import BadRequest, BodyTooLarge
 from handler.items import Item, parse_item, result_of

@@ -6,10 +6,10 @@ or a cached copy that cannot be used is reported, and then the URI is tried, if 
 
 import os
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeVar
 
 from gpt2core.errors import GPT2Error, ModelError
 from gpt2core.files.names import DEMO_DIR
+from gpt2core.startup.slim_typing import Literal, NamedTuple, TypeVar
 from handler.errors import BadRequest, ModelUnavailable
 from handler.settings import DEMO_URI, Settings
 from handler.store.revisions import resolve, verify
