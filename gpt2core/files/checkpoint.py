@@ -11,8 +11,8 @@ from gpt2core.files.safetensors import Tensor, open_safetensors
 
 _FLOATS = ("F32", "F16", "BF16")
 # The causal mask, stored by old versions of `transformers`. Not used.
-_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-_LAYER = re.compile(r"h\.(\d+)\.")
+_MASK = r"h\.\d+\.attn\.(bias|masked_bias)"
+_LAYER = r"h\.(\d+)\."
 
 
 def open_checkpoint(model_dir: str | os.PathLike[str], config: GPT2Config) -> dict[str, Tensor]:
@@ -130,4 +130,8 @@ def _unknown(tensors: Iterable[str], expected: dict[str, tuple[int, ...]]) -> li
 
     Heads of other tasks (`score.weight`) are outside the blocks and do not affect the logits.
     """
-    return [n for n in tensors if _LAYER.match(n) and n not in expected and not _MASK.fullmatch(n)]
+    return [
+        name
+        for name in tensors
+        if re.match(_LAYER, name) and name not in expected and not re.fullmatch(_MASK, name)
+    ]
