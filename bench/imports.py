@@ -2,8 +2,8 @@
 
     make bench      or      python bench/imports.py [--runs 9]
 
-Each process handles one event with the demo model under `-X importtime`, which adds some overhead.
-A module's time includes the modules that it is the first to import. Writes
+Each process handles a greedy and a sampled request with the demo model under `-X importtime`, which
+adds some overhead. A module's time includes the modules that it is the first to import. Writes
 bench/results/imports.json.
 """
 
@@ -20,14 +20,17 @@ from bench.measure import ROOT, environment, machine, save_results
 MODULES = (
     "site",
     "handler.app",
-    "typing",
     "json",
     "re",
-    "numpy._core",
     "gpt2core.engine",
+    "gpt2core.kernels.native",
     "tokenizers",
+    "numpy._core",
 )
-CODE = "from handler.app import lambda_handler; lambda_handler({'prompt': 'Once'})"
+CODE = (
+    "from handler.app import lambda_handler; lambda_handler({'prompt': 'Once'});"
+    "lambda_handler({'prompt': 'Once', 'temperature': 1})"
+)
 LINE = re.compile(r"import time: +(\d+) \| +(\d+) \| +([\w.]+)$")
 
 
@@ -55,7 +58,7 @@ def main() -> None:
         name: round(statistics.median(values[1:]), 1) for name, values in times.items() if values
     }
     for name in MODULES:
-        print(f"{name:<16}{medians[name]:>7.1f} ms" if name in medians else f"{name:<16}  none")
+        print(f"{name:<24}{medians[name]:>7.1f} ms" if name in medians else f"{name:<24}  none")
     save_results("imports", {"machine": machine(), "median_ms": medians})
 
 

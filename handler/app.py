@@ -313,12 +313,14 @@ def _start(environ: MutableMapping[str, str]) -> Function:
 
 
 def _preload(function: Function, timings: Timings, initialization_type: str | None) -> None:
-    """Open the model in the init phase.
+    """Open the model in the init phase; import NumPy too, unless the first request waits for it.
 
     On demand, a failure is logged and the next invocation retries.
     """
     try:
         function.model.open(timings)
+        if initialization_type in PRELOAD_MUST_SUCCEED:
+            import gpt2core.sampler  # noqa: F401
     except Exception as error:
         if initialization_type in PRELOAD_MUST_SUCCEED or isinstance(error, errors.SettingsError):
             raise
@@ -329,8 +331,8 @@ function = _start(os.environ)
 
 
 def before_snapshot() -> None:
-    """SnapStart hook: open the model and generate a token, so that the snapshot includes both."""
-    function.model.open(Timings()).generate_ids([0], 1)
+    """SnapStart hook: open the model and draw a token, so that the snapshot includes all of it."""
+    function.model.open(Timings()).generate([0], 1, temperature=1.0)
 
 
 def after_restore() -> None:

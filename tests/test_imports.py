@@ -132,6 +132,29 @@ def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
     assert "gpt2core.engine" in loaded
 
 
+@pytest.mark.parametrize(
+    ("kind", "code", "has_numpy"),
+    [
+        ("on-demand", "", False),
+        ("provisioned-concurrency", "", True),
+        ("snap-start", "", True),
+        ("on-demand", "handler.app.before_snapshot()", True),
+    ],
+)
+def test_an_init_phase_that_no_request_waits_for_imports_numpy(
+    model_dir: Path, kind: str, code: str, has_numpy: bool
+) -> None:
+    needs_native()
+    loaded = modules_after(
+        f"import handler.app\n{code}",
+        GPT2_PRELOAD="init",
+        GPT2_MODEL_DIR=str(model_dir),
+        AWS_LAMBDA_INITIALIZATION_TYPE=kind,
+    )
+    assert "gpt2core.kernels.native" in loaded
+    assert ("gpt2core.sampler" in loaded and "numpy" in loaded) == has_numpy
+
+
 def test_an_invalid_setting_fails_the_import_and_is_named() -> None:
     result = subprocess.run(
         [sys.executable, "-c", "import handler.app"],
