@@ -3,9 +3,9 @@
     make bench      or      python bench/cold_start.py [--runs 7] [--states warm,evicted,…]
 
 Random weights of the 124M shape (see `random_model.py`) in each implementation's own format, with a
-tokenizer and 4 prompt tokens. A run ends when the text reaches the waiting process; `dd`, `import
-numpy` and the bare interpreter are lower bounds and run to their end. Runs alternate, so that a
-change of the machine's speed affects all. A ratio is the median of the ratios of adjacent runs.
+tokenizer and 4 prompt tokens. A run ends when the text reaches the waiting process. `dd`, `import
+numpy` and the bare interpreter run to their end, for comparison. Runs alternate, so that a change
+of the machine's speed affects all. A ratio is the median of the ratios of adjacent runs.
 States:
 
     warm      all files are in the page cache: the same process has just run, untimed (some virtual

@@ -10,8 +10,9 @@ folder = sys.argv[1]
 os.environ.setdefault(*slim_numpy.BLAS_TIMEOUT)
 prefetch.begin(folder)
 slim_numpy.install()
-from gpt2core.engine import Engine
+from gpt2core.engine import Engine, import_kernels
 
+import_kernels("auto")
 harness.lap("imports")
 engine = Engine.open(
     folder, prompt_lookup=False

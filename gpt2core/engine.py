@@ -361,7 +361,7 @@ class Engine:
 
 
 def import_kernels(kernels: str) -> "type[NativeForward | NumPyForward]":
-    """Import the forward pass with these kernels, which `Engine.open` does too.
+    """Import and return the forward pass for these kernels. `Engine.open` calls this, too.
 
     Raises:
         InvalidArgument: see `Engine.open`.

@@ -1,8 +1,8 @@
 """What a `Scheduler` needs of a model's forward pass.
 
 `gpt2core.model` computes it with NumPy, `gpt2core.kernels.native` with the compiled kernels, which
-do not need NumPy: importing it would take a quarter of a cold start. So arrays between the two are
-any float32 buffers, which `numpy.asarray` views without a copy.
+do not need NumPy: importing it would take a fifth of a cold start. So arrays are passed as float32
+buffers, which `numpy.asarray` views without a copy.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,8 @@ PREFILL_ROWS = 256
 class KVCache:
     """Keys and values of all layers for one sequence, preallocated for `capacity` positions.
 
-    `keys`, `values`: float32 [n_layer, n_head, capacity, head_dim], made by `empty` from a shape.
+    `keys`, `values`: float32 [n_layer, n_head, capacity, head_dim]. `empty(shape)` allocates an
+    uninitialized float32 array.
     """
 
     @staticmethod
@@ -43,7 +44,7 @@ class KVCache:
 
 
 class ForwardPass(Protocol):
-    """The forward pass of one model. Thread-safe."""
+    """The forward pass of one model. Thread-safe. A pass has at least one row."""
 
     weights: "Weights"
     is_native: bool

@@ -1,4 +1,6 @@
-"""GPT-2's forward pass as small pure functions named after the checkpoint's keys.
+"""GPT-2's forward pass with NumPy: small pure functions named after the checkpoint's keys.
+
+`NumPyForward` puts them together. It is the reference for the compiled kernels.
 
 Formulas: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", as implemented
 in the published code (https://github.com/openai/gpt-2, `src/model.py`).

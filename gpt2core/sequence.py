@@ -42,7 +42,7 @@ class SequenceState:
         # The last new token does not enter the cache.
         self.capacity = len(prompt.ids) + max(0, self.budget - 1)
         self.sampler: Sampler | None = None
-        if prompt.logprobs is not None or (prompt.sampling and not prompt.sampling.is_greedy):
+        if needs_sampler(prompt, config):
             from gpt2core import sampler  # needs NumPy, which most prompts do not
 
             self.sampler = sampler.Sampler(prompt)
@@ -77,6 +77,16 @@ class SequenceState:
             logprobs,
             self.prompt_logprobs if prompt.prompt_logprobs else None,
         )
+
+
+def needs_sampler(prompt: Prompt, config: GPT2Config) -> bool:
+    """Whether a prompt needs logits, not only the most likely tokens."""
+    return bool(
+        prompt.logprobs is not None
+        or (prompt.sampling and not prompt.sampling.is_greedy)
+        or config.repetition_penalty != 1
+        or config.no_repeat_ngram_size
+    )
 
 
 def _with_defaults(sampling: Sampling | None, config: GPT2Config) -> Sampling:

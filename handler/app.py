@@ -1,8 +1,8 @@
 """`lambda_handler`: processes one event and returns the reply.
 
 The source of the event parses it to a job; `Function` runs the job; the source renders the reply.
-Importing this module does not load NumPy or a tokenizer: the first invocation does, or the import
-with GPT2_PRELOAD=init.
+Importing this module loads no model, tokenizer or NumPy: the first invocation that needs them does,
+or the import with GPT2_PRELOAD=init.
 """
 
 from time import perf_counter
@@ -313,7 +313,7 @@ def _start(environ: MutableMapping[str, str]) -> Function:
 
 
 def _preload(function: Function, timings: Timings, initialization_type: str | None) -> None:
-    """Open the model in the init phase; import NumPy too, unless the first request waits for it.
+    """Open the model in the init phase; also import NumPy if no request waits for that phase.
 
     On demand, a failure is logged and the next invocation retries.
     """

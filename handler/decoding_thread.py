@@ -4,8 +4,8 @@ import sys
 from _thread import start_new_thread
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
+from gpt2core.startup.slim_typing import TYPE_CHECKING
 from handler.errors import Cancelled
 
 if TYPE_CHECKING:

@@ -126,6 +126,7 @@ def prompts_of(
         GPT2Error: a prompt exceeds a limit; `param` names its field.
     """
     from gpt2core.generation import Prompt
+    from gpt2core.sequence import needs_sampler
 
     new_tokens = _within_limit(request, engine, settings)
     _check_biases(request, engine)
@@ -151,6 +152,10 @@ def prompts_of(
                     choice, ids, budget, request.stop, deadline, sampling, request.logprobs, scored
                 )
             )
+    if any(needs_sampler(prompt, engine.config) for prompt in found):
+        # Imports NumPy here, not in the decoding thread: that takes time, and an error ends only
+        # this request.
+        import gpt2core.sampler  # noqa: F401
     return found
 
 

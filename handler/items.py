@@ -5,9 +5,9 @@ The bytes of a result depend only on its request, so processing a request twice 
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any, NamedTuple
 from handler.dialects import parse_request
 from handler.dialects.native import error_of, text_of
 from handler.dialects.request import EXAMPLE, Request, check_id, parse_json, short_repr

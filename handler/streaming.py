@@ -7,9 +7,9 @@ Source of the frames: AWS Lambda Developer Guide, "Response streaming for Lambda
 import json
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.dialects.request import Request
 from handler.errors import Cancelled, InternalError, status_of
 

@@ -189,7 +189,8 @@ def test_a_cold_invoke_of_a_packed_model_imports_at_most_the_core_of_numpy(
         GPT2_KERNELS=kernels,
     )
     assert ("numpy" in loaded) == needs_numpy
-    assert ("typing" in loaded) == needs_numpy
+    if sys.version_info < (3, 14):
+        assert ("typing" in loaded) == needs_numpy
     assert loaded.isdisjoint(
         {
             *NEVER_IMPORTED,
@@ -201,6 +202,42 @@ def test_a_cold_invoke_of_a_packed_model_imports_at_most_the_core_of_numpy(
         }
     )
     assert "ctypes" not in loaded or kernels == "numpy"  # sets OpenBLAS's threads
+
+
+OPENAI = {
+    "requestContext": {"http": {"method": "POST", "path": "/v1/completions"}},
+    "version": "2.0",
+    "rawPath": "/v1/completions",
+    "headers": {"content-type": "application/json"},
+}
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="slim_typing is typing")
+@pytest.mark.parametrize(
+    "event",
+    [
+        "url-generate",
+        "url-huggingface",
+        "direct-huggingface",
+        "batch-step-functions",
+        OPENAI | {"body": '{"prompt": "a", "temperature": 0}'},
+        OPENAI | {"body": '{"prompt": "a", "temperature": 0, "stream": true}'},
+    ],
+)
+def test_no_source_or_dialect_imports_typing_or_numpy(
+    model_dir: Path, tmp_path: Path, event: str | dict[str, object]
+) -> None:
+    from gpt2core.pack import pack
+
+    needs_native()
+    pack(model_dir, tmp_path / "packed")
+    content = event if isinstance(event, dict) else f"json.load(open('events/{event}.json'))"
+    loaded = modules_after(
+        f"from handler.app import lambda_handler\nassert lambda_handler({content})",
+        GPT2_MODEL_DIR=str(tmp_path / "packed"),
+    )
+    assert "gpt2core.kernels.native" in loaded
+    assert loaded.isdisjoint({"typing", "numpy"})
 
 
 def test_importing_the_core_does_not_change_numpy() -> None:

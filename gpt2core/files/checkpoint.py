@@ -10,6 +10,7 @@ from gpt2core.files.names import INDEX_FILE, SINGLE_FILE
 from gpt2core.files.safetensors import Tensor, open_safetensors
 
 _FLOATS = ("F32", "F16", "BF16")
+# Patterns are compiled when a raw checkpoint is opened: packed models do not need them.
 # The causal mask, stored by old versions of `transformers`. Not used.
 _MASK = r"h\.\d+\.attn\.(bias|masked_bias)"
 _LAYER = r"h\.(\d+)\."

@@ -1,6 +1,6 @@
 """Products of activations with weights: native (compiled) kernels where available, else NumPy.
 
-Importing this package loads neither.
+Importing this package loads neither the compiled kernels nor NumPy.
 """
 
 from gpt2core.startup.slim_typing import NamedTuple

@@ -691,7 +691,7 @@ static int keep_last_rows(Sequence *sequences, int n_sequences, float *x, size_t
 }
 
 /*
- * All blocks, on x [rows][n_embd] in place: see `gpt2core.model.hidden_states`. `keys` and `values`
+ * All blocks, on x [rows][n_embd] in place: see `hidden_states` in `gpt2core/forward.py`. `keys` and `values`
  * of the sequences point to the first layer and contain all layers. At the end, x begins with the
  * `n_last` rows of each sequence. The last block computes only keys and values of the other rows.
  */
@@ -762,7 +762,7 @@ static void *buffer(Held *held, PyObject *object, double n, int size, int writab
     if (PyObject_GetBuffer(object, view, writable ? PyBUF_ND | PyBUF_WRITABLE : PyBUF_ND)) return NULL;
     held->n++;
     if (view->itemsize != size || (n >= 0 && view->len != n * size)) {
-        PyErr_Format(PyExc_ValueError, "a buffer of %zd bytes in items of %zd instead of %.0f items of %d", view->len, view->itemsize, n, size);
+        PyErr_Format(PyExc_ValueError, "a buffer of %zd bytes in items of %zd instead of %zd items of %d", view->len, view->itemsize, (Py_ssize_t)n, size);
         return NULL;
     }
     return view->buf;
@@ -809,6 +809,14 @@ static long number(const char *name, PyObject *object, long low, long high)
     if (value == -1 && PyErr_Occurred()) return -1;
     if (value >= low && value <= high) return value;
     PyErr_Format(PyExc_ValueError, "%s is %ld, not an integer from %ld to %ld", name, value, low, high);
+    return -1;
+}
+
+/* The size of a list, or -1 with an exception set. */
+static Py_ssize_t list_size(PyObject *object)
+{
+    if (PyList_Check(object)) return PyList_Size(object);
+    PyErr_Format(PyExc_TypeError, "%R is not a list", Py_TYPE(object));
     return -1;
 }
 
@@ -895,7 +903,7 @@ static PyObject *py_greedy(PyObject *module, PyObject *const *a, Py_ssize_t n)
     PyObject *list = NULL;
     const float *x = buffer(&held, a[1], (double)rows * m->n_in, sizeof(float), 0);
     int64_t *ids = PyMem_Calloc(rows + 1, sizeof *ids + 1);
-    char *is_nan = (char *)(ids + rows);
+    char *is_nan = ids ? (char *)(ids + rows) : NULL;
     if (!ids) PyErr_NoMemory();
     if (x && ids) COMPUTE(takes_long(m, rows), greedy(m, x, (int)rows, ids, is_nan));
     release(&held);
@@ -916,7 +924,7 @@ static PyObject *py_rows(PyObject *module, PyObject *const *a, Py_ssize_t n)
     (void)module;
     if (!arguments(n, 4)) return NULL;
     const Matrix *m = matrix_of(a[0]);
-    Py_ssize_t rows = m ? PyList_Size(a[1]) : -1;
+    Py_ssize_t rows = m ? list_size(a[1]) : -1;
     long add = rows < 0 ? -1 : number("add", a[3], 0, 1);
     if (add < 0) return NULL;
     if (m->columns) return PyErr_Format(PyExc_ValueError, "the matrix is stored by columns");
@@ -939,7 +947,10 @@ static PyObject *py_empty(PyObject *module, PyObject *const *a, Py_ssize_t n)
     Py_ssize_t size = PyLong_AsSsize_t(a[0]);
     if (size == -1 && PyErr_Occurred()) return NULL;
     if (size < 0) return PyErr_Format(PyExc_ValueError, "n is %zd, not a number of bytes", size);
-    return PyByteArray_FromStringAndSize(NULL, size);
+    /* In CPython 3.11, PyByteArray_FromStringAndSize prints an error before it raises MemoryError. */
+    PyObject *bytes = PyByteArray_FromStringAndSize(NULL, 0);
+    if (bytes && PyByteArray_Resize(bytes, size) < 0) Py_CLEAR(bytes);
+    return bytes;
 }
 
 /* layer_norm(x, rows, n, weight, bias, epsilon, y) */
@@ -977,7 +988,7 @@ static PyObject *py_activate(PyObject *module, PyObject *const *a, Py_ssize_t n)
 /* [(rows, n_past, keys, values, n_last), …] -> new array; keys and values are [n_layer][n_head][capacity][head_dim]. */
 static Sequence *sequences_of(PyObject *list, Held *held, int n_layer, size_t n_embd, long *n_sequences, long *rows)
 {
-    Py_ssize_t n = PyList_Size(list);
+    Py_ssize_t n = list_size(list);
     if (n < 0) return NULL;
     Sequence *all = PyMem_Calloc(n + 1, sizeof *all);
     if (!all) return (Sequence *)PyErr_NoMemory();
@@ -1064,7 +1075,7 @@ static PyObject *py_forward(PyObject *module, PyObject *const *a, Py_ssize_t n)
     long n_head = number("n_head", a[3], 1, MOST), head_dim = n_head < 0 ? -1 : number("head_dim", a[4], 1, MOST / n_head), n_inner = head_dim < 0 ? -1 : number("n_inner", a[5], 1, MOST);
     long activation = n_inner < 0 ? -1 : number("activation", a[7], 0, N_ACTIVATIONS - 1), n_sequences, rows;
     double epsilon = activation < 0 ? 0 : PyFloat_AsDouble(a[6]), weights = 0, bytes = 0;
-    Py_ssize_t n_layer = activation < 0 ? 0 : PyList_Size(a[1]);
+    Py_ssize_t n_layer = activation < 0 ? 0 : list_size(a[1]);
     if (PyErr_Occurred()) return NULL;
     Held held = {0};
     int failed = 0;

@@ -6,7 +6,6 @@
 #     ValueError     an array has another size or item size, or a number is out of range
 #     TypeError      an argument has another type
 #     MemoryError
-from collections.abc import Sequence
 from typing import Any, TypeAlias, final
 
 Buffer: TypeAlias = Any  # `collections.abc.Buffer` since Python 3.12
@@ -47,7 +46,7 @@ def greedy(matrix: Matrix, x: Buffer, rows: int, /) -> list[int | None]: ...
 # adds them to y if add is 1. ValueError: an index is not from 0 to n_out - 1.
 def rows(matrix: Matrix, indices: list[int], y: Buffer, add: int, /) -> None: ...
 
-# n uninitialized bytes. ValueError: n is negative.
+# n uninitialized bytes. ValueError: n is negative. OverflowError: n does not fit into 64 bits.
 def empty(n: int, /) -> bytearray: ...
 
 # Writes y [rows, n] from x [rows, n], weight [n] and bias [n].
@@ -65,7 +64,7 @@ def activate(x: Buffer, activation: int, /) -> None: ...
 def attention(
     qkv: Buffer,
     heads: Buffer,
-    sequences: Sequence[tuple[int, int, Buffer, Buffer, int]],
+    sequences: list[tuple[int, int, Buffer, Buffer, int]],
     n_head: int,
     head_dim: int,
     scale: float,
@@ -78,8 +77,8 @@ def attention(
 # [n_layer, n_head, capacity, head_dim].
 def forward(
     x: Buffer,
-    blocks: Sequence[tuple[Buffer, Buffer, Matrix, Matrix, Buffer, Buffer, Matrix, Matrix, float]],
-    sequences: Sequence[tuple[int, int, Buffer, Buffer, int]],
+    blocks: list[tuple[Buffer, Buffer, Matrix, Matrix, Buffer, Buffer, Matrix, Matrix, float]],
+    sequences: list[tuple[int, int, Buffer, Buffer, int]],
     n_head: int,
     head_dim: int,
     n_inner: int,

@@ -1,4 +1,6 @@
-"""Imports only the part of NumPy that a cold start uses: arrays and arithmetic, `numpy._core`.
+"""Imports only the part of NumPy that the core uses: arrays and arithmetic, `numpy._core`.
+
+Sampling, logprobs and the NumPy kernels need it; greedy decoding with compiled kernels does not.
 
 The rest (`numpy.lib`, `linalg`, docstrings, signatures, `ctypes`) takes twice as long to import as
 that part. It is loaded on the first access to a missing name: then NumPy's own `__init__` runs in
@@ -10,7 +12,6 @@ replacements of `inspect` and `pickle` are visible only to the core's modules, n
 """
 
 import builtins
-import contextlib
 import sys
 from _thread import RLock, allocate_lock, get_ident
 from importlib import _bootstrap, import_module
@@ -39,13 +40,6 @@ def install() -> None:
     with _installing:
         if "numpy" not in sys.modules and not any(type(f) is _Finder for f in sys.meta_path):
             sys.meta_path.insert(0, _Finder())
-
-
-def load() -> None:
-    """`install`, and import NumPy's core now. A missing NumPy is no error."""
-    install()
-    with contextlib.suppress(ModuleNotFoundError):
-        import_module("numpy")
 
 
 class _SlimNumPy(ModuleType):

@@ -1,7 +1,8 @@
 """Stands in for `typing` in the modules of a cold start: importing it takes 5 of 95 ms.
 
-Type checkers see `typing` itself. At run time no type is evaluated, so types are placeholders, and
-`NamedTuple` makes the same classes as `typing.NamedTuple`, without generics.
+Type checkers see `typing` itself, and so does a program that has imported `typing` before: there,
+annotations can be evaluated. Otherwise types are placeholders, and `NamedTuple` makes the same
+classes as `typing.NamedTuple`, without generics and other base classes.
 """
 
 import sys
@@ -12,6 +13,7 @@ __all__ = [
     "Any",
     "Literal",
     "NamedTuple",
+    "NoReturn",
     "Protocol",
     "TypeVar",
     "TypedDict",
@@ -19,8 +21,9 @@ __all__ = [
 ]
 
 TYPE_CHECKING = False
-if TYPE_CHECKING or sys.version_info >= (3, 14):  # which does not evaluate annotations of a class
-    from typing import Any, Literal, NamedTuple, Protocol, TypedDict, TypeVar, Unpack
+# Python 3.14 does not evaluate the annotations of a class, which `_NamedTupleMeta` needs.
+if TYPE_CHECKING or "typing" in sys.modules or sys.version_info >= (3, 14):
+    from typing import Any, Literal, NamedTuple, NoReturn, Protocol, TypedDict, TypeVar, Unpack
 else:
 
     class _Type:
@@ -46,6 +49,7 @@ else:
         def __new__(cls, name, bases, namespace):
             if not bases:  # NamedTuple itself
                 return super().__new__(cls, name, bases, namespace)
+            assert len(bases) == 1
             types = namespace["__annotations__"]
             defaults = [namespace.pop(field) for field in types if field in namespace]
             made = namedtuple(  # noqa: PYI024
@@ -67,5 +71,5 @@ else:
         def __init_subclass__(cls, total=True):
             pass
 
-    Any, Literal, Unpack = map(_Type, ("Any", "Literal", "Unpack"))
+    Any, Literal, NoReturn, Unpack = map(_Type, ("Any", "Literal", "NoReturn", "Unpack"))
     TypeVar = _Type

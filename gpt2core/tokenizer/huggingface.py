@@ -1,9 +1,9 @@
 """Byte-level BPE with the `tokenizers` package."""
 
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from gpt2core.errors import TokenizerError
+from gpt2core.startup.slim_typing import TYPE_CHECKING
 from gpt2core.tokenizer.pretrained import is_plain, open_pretrained
 
 if TYPE_CHECKING:

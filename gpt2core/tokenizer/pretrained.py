@@ -12,7 +12,6 @@ Added tokens, their order and their flags are the same for both.
 """
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpt2core.errors import TokenizerError
 from gpt2core.files.names import (
@@ -22,6 +21,7 @@ from gpt2core.files.names import (
     TOKENIZER_FILE,
     VOCABULARY_FILE,
 )
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any, NamedTuple
 from gpt2core.tokenizer.special_tokens import SpecialTokens, read_optional
 
 if TYPE_CHECKING:

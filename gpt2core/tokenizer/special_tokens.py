@@ -1,11 +1,11 @@
 """Special and added tokens from the optional tokenizer files."""
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from gpt2core.config import read_json
 from gpt2core.errors import ConfigError, TokenizerError
 from gpt2core.files.names import ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken

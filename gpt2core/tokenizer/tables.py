@@ -269,7 +269,7 @@ class _AddedTokens:
 def _checked(tensors: dict[str, Tensor], path: str) -> dict[str, memoryview]:
     """The tables, with their types, their sizes and a sample of their indices checked.
 
-    An index that is out of range does no harm: ids and tokens are checked when they are used.
+    No index can read outside the file, and the engine rejects ids outside the vocabulary.
 
     Raises:
         TokenizerError: a check fails; `pack` does not write such a file.

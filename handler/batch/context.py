@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from gpt2core.startup.slim_typing import TYPE_CHECKING
 from handler.settings import Settings
 from handler.telemetry import Counts
 

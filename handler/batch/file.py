@@ -7,9 +7,9 @@ runs out, a checkpoint is written (`result_file.py`), from which the next attemp
 
 from collections.abc import Iterator, Sequence
 from time import monotonic
-from typing import Any
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import Any
 from handler.batch.context import BatchContext
 from handler.batch.lines import GZIP_MAGIC, MAX_LINE_BYTES, Line, lines_of
 from handler.batch.request_batch import RequestBatch

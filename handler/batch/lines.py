@@ -4,8 +4,8 @@ import gzip
 import io
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
 
+from gpt2core.startup.slim_typing import Any, NamedTuple
 from handler.errors import UnsupportedObject
 
 RANGE_BYTES = 1 << 20

@@ -10,9 +10,9 @@ line of a file, so that its group continues.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import NamedTuple
 from handler.batch.context import BatchContext
 from handler.batch.file import PERMANENT_ERRORS, process_files
 from handler.batch.request_batch import complete_all

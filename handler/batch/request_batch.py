@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.completions import Completion, completions_of
 from handler.dialects.request import Request
 from handler.errors import Unfinished

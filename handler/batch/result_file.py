@@ -4,8 +4,8 @@ checkpoint from which another invocation continues.
 
 import json
 from time import monotonic
-from typing import Any
 
+from gpt2core.startup.slim_typing import Any
 from handler.batch.storage import CHECKPOINT, JSONL, Storage
 from handler.errors import Unfinished
 

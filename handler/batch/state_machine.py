@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 from hashlib import sha256
 from time import monotonic
-from typing import Any
 
+from gpt2core.startup.slim_typing import Any
 from handler.aws import classify, request_errors
 from handler.batch.context import BatchContext
 from handler.batch.lines import Line

@@ -9,8 +9,8 @@ The function needs
 
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any, NamedTuple
 
+from gpt2core.startup.slim_typing import Any, NamedTuple
 from handler import aws
 from handler.errors import ObjectGone, ObjectUnavailable, ResultsUnavailable
 from handler.items import S3Object

@@ -10,9 +10,9 @@ Source: https://huggingface.co/docs/inference-providers/tasks/text-generation
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.dialects import request as shared
 from handler.dialects.request import Dialect, Request
 from handler.errors import BadRequest, status_of

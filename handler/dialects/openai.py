@@ -9,9 +9,9 @@ import codecs
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import time
-from typing import TYPE_CHECKING, Any
 
 from gpt2core.errors import GPT2Error, PromptTooLong
+from gpt2core.startup.slim_typing import TYPE_CHECKING, Any
 from handler.dialects import request as shared
 from handler.dialects.request import Dialect, Request
 from handler.errors import (

@@ -1,8 +1,8 @@
 """OpenAI's chat completions: a 404 error in OpenAI's format, because GPT-2 is not a chat model."""
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
 
+from gpt2core.startup.slim_typing import Any, NoReturn
 from handler.dialects.openai import COMPLETIONS, OpenAI
 from handler.errors import RouteNotFound
 

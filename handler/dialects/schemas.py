@@ -1,9 +1,9 @@
 """JSON schemas for `Dialect.describe`; imported when `GET /openapi.json` is requested."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from gpt2core.sampling import MAX_BIAS, RANGES
+from gpt2core.startup.slim_typing import Any
 from handler.dialects.request import MAX_BIASES, MAX_PROMPTS, MAX_STOP_CHARACTERS, MAX_STOPS
 from handler.telemetry import PHASES
 

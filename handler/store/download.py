@@ -69,7 +69,7 @@ def validate_model(model_dir: str) -> None:
     Raises:
         ModelError: the directory is not a valid model.
     """
-    from gpt2core.engine import Engine  # NumPy
+    from gpt2core.engine import Engine
 
     engine = Engine.open(model_dir)
     if tokenizer_files(os.listdir(model_dir)):
@@ -307,7 +307,9 @@ def is_same_mismatch(one: DigestMismatch, other: DigestMismatch | None) -> bool:
 def _import_engine() -> None:
     """Import what opens the model while the files download."""
     from gpt2core.engine import import_kernels
+    from gpt2core.startup import slim_numpy
 
+    slim_numpy.install()
     import_kernels("auto")
 
 

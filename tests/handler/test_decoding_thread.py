@@ -16,6 +16,7 @@ import pytest
 from gpt2core import Engine, scheduler
 from gpt2core.errors import CheckpointError
 from gpt2core.generation import Generation, Prompt, Token
+from gpt2core.sampling import Sampling
 from handler import app, server
 from handler.app import Function
 from handler.decoding_thread import DecodingThread
@@ -123,6 +124,21 @@ def test_cancelling_a_caller_does_not_affect_the_others(engine: Engine, gate: Ga
             leaves.result(TIMEOUT)
         assert stays.result(TIMEOUT).ids == engine.generate_ids([2], 9)
     assert len(thread._scheduler) == 0
+
+
+def test_a_failed_import_for_sampling_ends_only_its_own_request(
+    engine: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread = DecodingThread(engine)
+    monkeypatch.setitem(sys.modules, "gpt2core.sampler", None)
+    sampled = Request(NATIVE, ("a",), False, max_new_tokens=2, sampling=Sampling(temperature=1.0))
+    with ThreadPoolExecutor(1) as callers:
+        stays = callers.submit(decode, thread, [2])
+        gate.wait()
+        with pytest.raises(ImportError):
+            complete(engine, Settings(), sampled, None, Timings(), thread.decode)
+        gate.open()
+        assert stays.result(TIMEOUT).ids == engine.generate_ids([2], 9)
 
 
 @pytest.mark.parametrize("failure", [MemoryError("none left"), CheckpointError("changed")])

@@ -139,8 +139,13 @@ static void fuzz_product(void)
             if (n_in > rows * n_out) break;
             chosen->row(&m, o, to, 0);
             for (int i = 0; i < n_in; i++) {
-                float expected = (float)float_of(&m, o, i);
+                float expected = float_of(&m, o, i);
                 if (bits_of(to[i]) != bits_of(expected) && expected == expected) fail("another row");
+            }
+            chosen->row(&m, o, to, 1);
+            for (int i = 0; i < n_in; i++) {
+                float expected = float_of(&m, o, i) + float_of(&m, o, i);
+                if (bits_of(to[i]) != bits_of(expected) && expected == expected) fail("another sum of rows");
             }
         }
         set_threads(1 + below(4));

@@ -216,11 +216,26 @@ def test_rows_outside_a_matrix_or_of_columns_are_rejected() -> None:
     from gpt2core.kernels import _kernels, native
 
     y = np.zeros((1, 24), np.float32)
+    five = native.handle(matrix("F32", 24, 5, columns=False))
     for index in (-1, 5):
         with pytest.raises(ValueError, match=f"row is {index}, not an integer from 0 to 4"):
-            _kernels.rows(native.handle(matrix("F32", 24, 5, columns=False)), [index], y, 0)
+            _kernels.rows(five, [index], y, 0)
+    with pytest.raises(ValueError, match="96 bytes in items of 4 instead of 48 items of 4"):
+        _kernels.rows(five, [0, 1], y, 0)
+    with pytest.raises(ValueError, match="add is 2, not an integer from 0 to 1"):
+        _kernels.rows(five, [0], y, 2)
+    with pytest.raises(TypeError, match="'tuple'> is not a list"):
+        _kernels.rows(five, (0,), y, 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="stored by columns"):
         _kernels.rows(native.handle(matrix("F32", 24, 5, columns=True)), [0], y, 0)
+
+
+def test_a_negative_number_of_bytes_is_rejected() -> None:
+    from gpt2core.kernels import _kernels
+
+    assert len(_kernels.empty(3)) == 3
+    with pytest.raises(ValueError, match="n is -1, not a number of bytes"):
+        _kernels.empty(-1)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])

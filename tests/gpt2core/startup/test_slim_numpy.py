@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from tests.support.fresh_process import modules_after
 
 OLDEST = ROOT / ".venv-oldest"
-SLIM = "from gpt2core.startup import slim_numpy\nslim_numpy.load()\nimport numpy as np\n"
+SLIM = "from gpt2core.startup import slim_numpy\nslim_numpy.install()\nimport numpy as np\n"
 Run = Callable[[str], set[str]]
 
 # A finder that calls `then` in the thread that is about to execute the module `at`, and
@@ -77,7 +77,7 @@ def test_slim_numpy_loads_the_rest_on_access(run: Run) -> None:
         "assert npt.NDArray.__module__.startswith('numpy') and npt.ArrayLike is not None\n"
         "assert np.linalg.eigh(np.eye(3)).eigenvalues.tolist() == [1, 1, 1]\n"
         "assert type(np).__name__ == 'module' and np.triu(np.ones((2, 2))).sum() == 3\n"
-        "slim_numpy.load()"
+        "slim_numpy.install()"
     )
     assert "numpy._typing._array_like" in loaded
 
@@ -206,7 +206,7 @@ def test_idle_threads_of_openblas_do_not_keep_a_cpu_busy(run: Run) -> None:
 def test_without_numpy_the_import_error_is_raised() -> None:
     modules_after(
         "import sys\nsys.path = [p for p in sys.path if not p.endswith('site-packages')]\n"
-        "from gpt2core.startup import slim_numpy\nslim_numpy.load()\n"
+        "from gpt2core.startup import slim_numpy\nslim_numpy.install()\n"
         "try:\n    import numpy\nexcept ModuleNotFoundError:\n    pass\n"
         "else:\n    raise SystemExit('no error')"
     )

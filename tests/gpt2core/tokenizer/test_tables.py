@@ -18,9 +18,11 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
+from gpt2core import Engine
 from gpt2core.errors import InvalidPrompt, TokenizerError
 from gpt2core.files.names import TABLES_FILE
 from gpt2core.pack import pack
+from gpt2core.tokenizer import tables as tables_module
 from gpt2core.tokenizer.compiler import compile_tokenizer
 from gpt2core.tokenizer.huggingface import byte_alphabet
 from gpt2core.tokenizer.tables import Tables
@@ -305,6 +307,36 @@ def test_invalid_tables_are_rejected(tables: Path, name: str, change: "object") 
     save_file(arrays, tables, metadata=metadata)
     with pytest.raises(TokenizerError):
         Tables.open(tables)
+
+
+@pytest.mark.parametrize("change", [lambda a: a[::-1].copy(), lambda a: a + np.uint32(1)])
+def test_large_tables_are_checked_by_a_sample(
+    tables: Path, change: "object", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables_module, "_SAMPLE", 10)
+    Tables.open(tables)
+    test_invalid_tables_are_rejected(tables, "token_ends", change)
+    test_invalid_tables_are_rejected(tables, "pair_ids", lambda a: a + np.uint32(5000))
+
+
+def test_an_invalid_id_outside_the_sample_is_an_error_of_the_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import safe_open
+
+    pack(DEMO, tmp_path)
+    monkeypatch.setattr(tables_module, "_SAMPLE", 10)
+    path = tmp_path / TABLES_FILE
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    arrays = load_file(path)
+    ids = arrays["pair_ids"].copy()
+    step = 1 + len(ids) // 10
+    arrays["pair_ids"][np.arange(len(ids)) % step != 0] += np.uint32(5000)
+    save_file(arrays, path, metadata=metadata)
+    engine = Engine.open(tmp_path)
+    with pytest.raises(TokenizerError, match="tokenizer and model do not match"):
+        engine.encode_prompt("Once upon a time there was a king")
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "x"}, {"format": "gpt2-tokenizer-1"},
