@@ -731,6 +731,7 @@ static int forward(const Block *blocks, int n_layer, int n_head, int head_dim, f
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <sys/mman.h>
 
 #define LONG_WORK 1e9 /* multiply-adds, or twice the bytes of weights: longer calls take milliseconds and release the GIL */
 
@@ -950,6 +951,12 @@ static PyObject *py_empty(PyObject *module, PyObject *const *a, Py_ssize_t n)
     /* In CPython 3.11, PyByteArray_FromStringAndSize prints an error before it raises MemoryError. */
     PyObject *bytes = PyByteArray_FromStringAndSize(NULL, 0);
     if (bytes && PyByteArray_Resize(bytes, size) < 0) Py_CLEAR(bytes);
+#ifdef MADV_HUGEPAGE /* as NumPy does: fewer page faults */
+    if (bytes && size >= 1 << 22) {
+        char *page = (char *)round_up((uintptr_t)PyByteArray_AsString(bytes), 4096);
+        madvise(page, PyByteArray_AsString(bytes) + size - page, MADV_HUGEPAGE);
+    }
+#endif
     return bytes;
 }
 
