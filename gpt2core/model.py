@@ -171,6 +171,15 @@ def feed_forward(x: Float32, mlp: MLP, activation: Callable[[Float32], Float32])
     return linear(activation(linear(x, mlp.c_fc)), mlp.c_proj)
 
 
+def _no_warnings() -> np.errstate:
+    """Ignore invalid values and overflow in products.
+
+    OpenBLAS sets these flags for products of small finite numbers in about one of 100 processes,
+    apparently depending on addresses. Damaged weights give NaN logits, which are reported.
+    """
+    return np.errstate(invalid="ignore", over="ignore")
+
+
 class NumPyForward:
     """The forward pass of one model with NumPy; implements `forward.ForwardPass`."""
 
@@ -220,17 +229,18 @@ class NumPyForward:
         masks = [causal_mask(length) for length in lengths]
         epsilon = config.layer_norm_epsilon
         activation = ACTIVATIONS[config.activation_function]
-        for i in range(config.n_layer):
-            block = weights.block(i)
-            normed = layer_norm(x, block.ln_1, epsilon)
-            if i < config.n_layer - 1:
-                x += attention(normed, block.attn, i, caches, masks, lengths, lengths)
-            else:
-                ends = np.cumsum(lengths)
-                rows = [np.arange(end - n, end) for end, n in zip(ends, n_last, strict=True)]
-                x = x[np.concatenate(rows)]
-                x += attention(normed, block.attn, i, caches, masks, lengths, n_last)
-            x += feed_forward(layer_norm(x, block.ln_2, epsilon), block.mlp, activation)
+        with _no_warnings():
+            for i in range(config.n_layer):
+                block = weights.block(i)
+                normed = layer_norm(x, block.ln_1, epsilon)
+                if i < config.n_layer - 1:
+                    x += attention(normed, block.attn, i, caches, masks, lengths, lengths)
+                else:
+                    ends = np.cumsum(lengths)
+                    rows = [np.arange(end - n, end) for end, n in zip(ends, n_last, strict=True)]
+                    x = x[np.concatenate(rows)]
+                    x += attention(normed, block.attn, i, caches, masks, lengths, n_last)
+                x += feed_forward(layer_norm(x, block.ln_2, epsilon), block.mlp, activation)
         for cache, length in zip(caches, lengths, strict=True):
             cache.n_kv += length
         return x
@@ -240,7 +250,9 @@ class NumPyForward:
         with self._head_lock:
             head = self.weights.lm_head
             prepare(head)
-        return unembed(layer_norm(x, self.weights.ln_f, self._config.layer_norm_epsilon), head)
+        with _no_warnings():
+            normed = layer_norm(x, self.weights.ln_f, self._config.layer_norm_epsilon)
+            return unembed(normed, head)
 
     def greedy(self, x: Float32) -> list[int | None]:
         """See `forward.ForwardPass`."""

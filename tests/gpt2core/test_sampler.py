@@ -391,7 +391,7 @@ def test_sampling_needs_only_the_core_of_numpy(model_dir: Path) -> None:
     )
     loaded = modules_after(
         "from gpt2core.startup import slim_numpy\n"
-        "slim_numpy.load()\n"
+        "slim_numpy.install()\n"
         "from gpt2core import Engine\n"
         f"engine = Engine.open({str(model_dir)!r})\n"
         f"engine.generate([1, 2], 5, {options})"
