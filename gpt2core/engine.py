@@ -137,6 +137,7 @@ class Engine:
         """
         if self._forward.is_native:
             _choose_kernels("native")
+        self._forward.after_restore()
 
     def read_ahead(self) -> None:
         """Start to copy or convert the weights in a thread, if they need it.

@@ -53,6 +53,9 @@ class ForwardPass(Protocol):
     def prepare_ahead(self) -> None:
         """Start a thread that copies or converts the weights, if they need it."""
 
+    def after_restore(self) -> None:
+        """Expect that weights are read from disk again, after a snapshot restore."""
+
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of up to `capacity` positions."""
 

@@ -209,6 +209,9 @@ class NumPyForward:
                 start_new_thread(self._prepare_backwards, ())
         self._ahead = True
 
+    def after_restore(self) -> None:
+        """Do nothing: NumPy's products never keep the GIL."""
+
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of up to `capacity` positions."""
         return KVCache(self._config, capacity, lambda shape: np.empty(shape, np.float32))

@@ -891,14 +891,14 @@ static PyObject *py_linear(PyObject *module, PyObject *const *a, Py_ssize_t n)
     return finish(&held, failed);
 }
 
-/* greedy(matrix, x, rows) -> [id | None, …] */
+/* greedy(matrix, x, rows, may_block) -> [id | None, …] */
 static PyObject *py_greedy(PyObject *module, PyObject *const *a, Py_ssize_t n)
 {
     (void)module;
-    if (!arguments(n, 3)) return NULL;
+    if (!arguments(n, 4)) return NULL;
     const Matrix *m = matrix_of(a[0]);
-    long rows = m ? number("rows", a[2], 0, MOST) : -1;
-    if (rows < 0) return NULL;
+    long rows = m ? number("rows", a[2], 0, MOST) : -1, may_block = rows < 0 ? -1 : number("may_block", a[3], 0, 1);
+    if (may_block < 0) return NULL;
     Held held = {0};
     int failed = 0;
     PyObject *list = NULL;
@@ -906,7 +906,7 @@ static PyObject *py_greedy(PyObject *module, PyObject *const *a, Py_ssize_t n)
     int64_t *ids = PyMem_Calloc(rows + 1, sizeof *ids + 1);
     char *is_nan = ids ? (char *)(ids + rows) : NULL;
     if (!ids) PyErr_NoMemory();
-    if (x && ids) COMPUTE(takes_long(m, rows), greedy(m, x, (int)rows, ids, is_nan));
+    if (x && ids) COMPUTE(may_block || takes_long(m, rows), greedy(m, x, (int)rows, ids, is_nan));
     release(&held);
     if (failed) PyErr_NoMemory();
     if (!PyErr_Occurred()) list = PyList_New(rows);
@@ -1074,15 +1074,15 @@ static int block_of(PyObject *item, Held *held, size_t n_embd, size_t n_inner, B
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* forward(x, blocks, sequences, n_head, head_dim, n_inner, epsilon, activation): all blocks, x in place, as in `forward` above */
+/* forward(x, blocks, sequences, n_head, head_dim, n_inner, epsilon, activation, may_block): all blocks, x in place, as in `forward` above */
 static PyObject *py_forward(PyObject *module, PyObject *const *a, Py_ssize_t n)
 {
     (void)module;
-    if (!arguments(n, 8)) return NULL;
+    if (!arguments(n, 9)) return NULL;
     long n_head = number("n_head", a[3], 1, MOST), head_dim = n_head < 0 ? -1 : number("head_dim", a[4], 1, MOST / n_head), n_inner = head_dim < 0 ? -1 : number("n_inner", a[5], 1, MOST);
-    long activation = n_inner < 0 ? -1 : number("activation", a[7], 0, N_ACTIVATIONS - 1), n_sequences, rows;
-    double epsilon = activation < 0 ? 0 : PyFloat_AsDouble(a[6]), weights = 0, bytes = 0;
-    Py_ssize_t n_layer = activation < 0 ? 0 : list_size(a[1]);
+    long activation = n_inner < 0 ? -1 : number("activation", a[7], 0, N_ACTIVATIONS - 1), may_block = activation < 0 ? -1 : number("may_block", a[8], 0, 1), n_sequences, rows;
+    double epsilon = may_block < 0 ? 0 : PyFloat_AsDouble(a[6]), weights = 0, bytes = 0;
+    Py_ssize_t n_layer = may_block < 0 ? 0 : list_size(a[1]);
     if (PyErr_Occurred()) return NULL;
     Held held = {0};
     int failed = 0;
@@ -1100,7 +1100,7 @@ static PyObject *py_forward(PyObject *module, PyObject *const *a, Py_ssize_t n)
     if (!PyErr_Occurred()) sequences = sequences_of(a[2], &held, (int)n_layer, n_embd, &n_sequences, &rows);
     if (sequences) x = buffer(&held, a[0], (double)rows * n_embd, sizeof(float), 1);
     if (x && rows && n_layer)
-        COMPUTE(rows * weights > LONG_WORK || 2 * bytes > LONG_WORK,
+        COMPUTE(may_block || rows * weights > LONG_WORK || 2 * bytes > LONG_WORK,
                 forward(blocks, (int)n_layer, (int)n_head, (int)head_dim, (float)epsilon, (enum activation)activation, x, (int)rows, sequences, (int)n_sequences));
     PyMem_Free(sequences);
     PyMem_Free(blocks);

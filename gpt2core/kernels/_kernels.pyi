@@ -39,8 +39,8 @@ def linear(
 ) -> None: ...
 
 # The index of the largest output of each row of x [rows, n_in], the lowest of equals; None for a
-# row with a NaN.
-def greedy(matrix: Matrix, x: Buffer, rows: int, /) -> list[int | None]: ...
+# row with a NaN. may_block: 1 if weights may have to be read from disk; then the GIL is released.
+def greedy(matrix: Matrix, x: Buffer, rows: int, may_block: int, /) -> list[int | None]: ...
 
 # Writes rows of a matrix with columns 0 to y [len(indices), n_in] as float32, without its bias;
 # adds them to y if add is 1. ValueError: an index is not from 0 to n_out - 1.
@@ -74,7 +74,7 @@ def attention(
 # All blocks on x [rows, n_embd], in place; afterwards x begins with the n_last rows of each
 # sequence, and its other rows are undefined. blocks: (ln_1 weight, bias, c_attn, c_proj, ln_2
 # weight, bias, c_fc, c_proj, scale). sequences: as for `attention`, but keys and values are
-# [n_layer, n_head, capacity, head_dim].
+# [n_layer, n_head, capacity, head_dim]. may_block: as for `greedy`.
 def forward(
     x: Buffer,
     blocks: list[tuple[Buffer, Buffer, Matrix, Matrix, Buffer, Buffer, Matrix, Matrix, float]],
@@ -84,6 +84,7 @@ def forward(
     n_inner: int,
     epsilon: float,
     activation: int,
+    may_block: int,
     /,
 ) -> None: ...
 

@@ -123,9 +123,12 @@ def layer_norm(x: Any, norm: Norm, epsilon: float) -> "memoryview[float]":
     return y
 
 
-def greedy(x: Any, matrix: Matrix) -> list[int | None]:
-    """The index of the largest output of each row of x [n_tokens, n_in]; None if one is NaN."""
-    return _kernels.greedy(handle(matrix), x, len(x))
+def greedy(x: Any, matrix: Matrix, may_block: bool = False) -> list[int | None]:
+    """The index of the largest output of each row of x [n_tokens, n_in]; None if one is NaN.
+
+    `may_block`: weights may have to be read from disk, so other threads run meanwhile.
+    """
+    return _kernels.greedy(handle(matrix), x, len(x), may_block)
 
 
 class NativeForward:
@@ -142,9 +145,15 @@ class NativeForward:
         self._config = config
         self._blocks: list[Any] = []
         self._embeddings: list[_kernels.Matrix] = []
+        # Until the first pass is complete, the threads of `prefetch` need the GIL to read weights.
+        self._may_block = True
 
     def prepare_ahead(self) -> None:
         """Do nothing: the kernels read the weights as they are stored."""
+
+    def after_restore(self) -> None:
+        """See `forward.ForwardPass`."""
+        self._may_block = True
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of up to `capacity` positions."""
@@ -179,6 +188,7 @@ class NativeForward:
             config.n_inner,
             config.layer_norm_epsilon,
             ACTIVATIONS[config.activation_function],
+            self._may_block,
         )
         for cache, length in zip(caches, lengths, strict=True):
             cache.n_kv += length
@@ -187,7 +197,9 @@ class NativeForward:
     def greedy(self, x: Any) -> list[int | None]:
         """See `forward.ForwardPass`."""
         normed = layer_norm(x, self.weights.ln_f, self._config.layer_norm_epsilon)
-        return greedy(normed, self.weights.lm_head)
+        ids = greedy(normed, self.weights.lm_head, self._may_block)
+        self._may_block = False
+        return ids
 
     def unchecked_logits(self, x: Any) -> "Float32":
         """See `forward.ForwardPass`."""

@@ -287,6 +287,27 @@ def test_a_sequence_has_the_same_logits_alone_and_in_a_batch(
                 assert (np.concatenate(rows) == sequence).all()
 
 
+def test_only_passes_that_may_read_weights_from_disk_release_the_gil(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from gpt2core.kernels import _kernels
+
+    released: list[object] = []
+    for name in ("forward", "greedy"):
+
+        def watched(*arguments: Any, call: Any = getattr(_kernels, name)) -> Any:  # noqa: B008
+            released.append(arguments[-1])
+            return call(*arguments)
+
+        monkeypatch.setattr(_kernels, name, watched)
+    engine = Engine.open(DEMO, kernels="native")
+    engine.generate_ids([1, 2], 3)
+    assert released == [True, True, False, False, False, False]
+    engine.after_restore()
+    engine.generate_ids([1, 2], 1)
+    assert released[6:] == [True, True]
+
+
 def test_raw_and_packed_f32_have_the_same_logits(tmp_path: Any) -> None:
     pack(DEMO, tmp_path, "f32")
     ids = list(range(50))
