@@ -205,6 +205,8 @@ class NativeForward:
         """See `forward.ForwardPass`."""
         import numpy as np
 
+        if self._may_block:
+            self.greedy(x)  # reads the output embeddings without the GIL
         normed = layer_norm(x, self.weights.ln_f, self._config.layer_norm_epsilon)
         return np.asarray(linear(normed, self.weights.lm_head))
 

@@ -306,6 +306,9 @@ def test_only_passes_that_may_read_weights_from_disk_release_the_gil(
     engine.after_restore()
     engine.generate_ids([1, 2], 1)
     assert released[6:] == [True, True]
+    sampled = Engine.open(DEMO, kernels="native")
+    sampled.generate([1, 2], 2, temperature=1.0)
+    assert released[8:] == [True, True, False]
 
 
 def test_raw_and_packed_f32_have_the_same_logits(tmp_path: Any) -> None:
