@@ -174,8 +174,8 @@ def feed_forward(x: Float32, mlp: MLP, activation: Callable[[Float32], Float32])
 def _no_warnings() -> np.errstate:
     """Ignore invalid values and overflow in products.
 
-    OpenBLAS sets these flags for products of small finite numbers in about one of 100 processes,
-    apparently depending on addresses. Damaged weights give NaN logits, which are reported.
+    OpenBLAS set these flags for products of finite numbers in 2 of about 400 processes, for an
+    unknown reason. Damaged weights give NaN logits, which are reported.
     """
     return np.errstate(invalid="ignore", over="ignore")
 

@@ -313,7 +313,7 @@ def _start(environ: MutableMapping[str, str]) -> Function:
 
 
 def _preload(function: Function, timings: Timings, initialization_type: str | None) -> None:
-    """Open the model in the init phase; also import NumPy if no request waits for that phase.
+    """Open the model in the init phase; with provisioned concurrency and SnapStart, import NumPy.
 
     On demand, a failure is logged and the next invocation retries.
     """
@@ -331,7 +331,7 @@ function = _start(os.environ)
 
 
 def before_snapshot() -> None:
-    """SnapStart hook: open the model and draw a token, so that the snapshot includes all of it."""
+    """SnapStart hook: open the model and sample a token; the snapshot includes NumPy, too."""
     function.model.open(Timings()).generate([0], 1, temperature=1.0)
 
 

@@ -90,7 +90,7 @@ def test_the_core_does_not_use_the_handler_or_the_environment() -> None:
         assert "logging" not in source, path
 
 
-def test_threads_are_set_before_numpy_is_imported() -> None:
+def test_importing_the_handler_sets_the_threads_of_openblas() -> None:
     code = "import os, handler.app\nassert os.environ['OPENBLAS_NUM_THREADS'] == '1'"
     assert "numpy" not in modules_after(code, GPT2_THREADS="1")
     modules_after(code, GPT2_THREADS="1", OPENBLAS_NUM_THREADS="7")  # GPT2_THREADS takes precedence
@@ -224,7 +224,7 @@ OPENAI = {
         OPENAI | {"body": '{"prompt": "a", "temperature": 0, "stream": true}'},
     ],
 )
-def test_no_source_or_dialect_imports_typing_or_numpy(
+def test_greedy_requests_import_neither_typing_nor_numpy(
     model_dir: Path, tmp_path: Path, event: str | dict[str, object]
 ) -> None:
     from gpt2core.pack import pack

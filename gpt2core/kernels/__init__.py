@@ -1,4 +1,4 @@
-"""Products of activations with weights: native (compiled) kernels where available, else NumPy.
+"""The forward pass with native (compiled) kernels, and NumPy's matrix products.
 
 Importing this package loads neither the compiled kernels nor NumPy.
 """

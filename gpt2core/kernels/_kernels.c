@@ -733,7 +733,7 @@ static int forward(const Block *blocks, int n_layer, int n_head, int head_dim, f
 #include <Python.h>
 #include <sys/mman.h>
 
-#define LONG_WORK 1e9 /* multiply-adds, or twice the bytes of weights: longer calls take milliseconds and release the GIL */
+#define LONG_WORK 1e9 /* multiply-adds, or twice the bytes of weights: longer calls take milliseconds and release the GIL, as do those with may_block */
 
 /* Buffers in use by a call. */
 typedef struct {
@@ -919,24 +919,30 @@ static PyObject *py_greedy(PyObject *module, PyObject *const *a, Py_ssize_t n)
     return list;
 }
 
-/* rows(matrix, [index, …], y, add): rows of a matrix stored by rows, as float32; with `add`, added to y */
+static int rows_of(const Matrix *m, const long *at, Py_ssize_t rows, float *y, int add)
+{
+    for (Py_ssize_t r = 0; r < rows; r++) chosen->row(m, at[r], y + r * m->n_in, add);
+    return 0;
+}
+
+/* rows(matrix, [index, …], y, add, may_block): rows of a matrix stored by rows, as float32; with `add`, added to y */
 static PyObject *py_rows(PyObject *module, PyObject *const *a, Py_ssize_t n)
 {
     (void)module;
-    if (!arguments(n, 4)) return NULL;
+    if (!arguments(n, 5)) return NULL;
     const Matrix *m = matrix_of(a[0]);
     Py_ssize_t rows = m ? list_size(a[1]) : -1;
-    long add = rows < 0 ? -1 : number("add", a[3], 0, 1);
-    if (add < 0) return NULL;
+    long add = rows < 0 ? -1 : number("add", a[3], 0, 1), may_block = add < 0 ? -1 : number("may_block", a[4], 0, 1);
+    if (may_block < 0) return NULL;
     if (m->columns) return PyErr_Format(PyExc_ValueError, "the matrix is stored by columns");
     Held held = {0};
     int failed = 0;
     float *y = buffer(&held, a[2], (double)rows * m->n_in, sizeof(float), 1);
-    for (Py_ssize_t r = 0; y && r < rows; r++) {
-        long at = number("row", PyList_GetItem(a[1], r), 0, (long)m->n_out - 1);
-        if (at < 0) break;
-        COMPUTE(0, (chosen->row(m, at, y + r * m->n_in, (int)add), 0));
-    }
+    long *at = PyMem_Calloc(rows + 1, sizeof *at);
+    if (!at) PyErr_NoMemory();
+    for (Py_ssize_t r = 0; r < rows && !PyErr_Occurred(); r++) at[r] = number("row", PyList_GetItem(a[1], r), 0, (long)m->n_out - 1);
+    if (!PyErr_Occurred()) COMPUTE(may_block, rows_of(m, at, rows, y, (int)add));
+    PyMem_Free(at);
     return finish(&held, failed);
 }
 

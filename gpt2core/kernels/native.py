@@ -103,7 +103,7 @@ def to_float32(tensor: Tensor) -> "memoryview[float]":
         return tensor.items
     vector = empty(tensor.shape)
     row = _kernels.matrix(KINDS[tensor.dtype], 0, 1, tensor.shape[0], tensor.items, None, None)
-    _kernels.rows(row, [0], vector, 0)
+    _kernels.rows(row, [0], vector, 0, 0)
     return vector
 
 
@@ -126,7 +126,7 @@ def layer_norm(x: Any, norm: Norm, epsilon: float) -> "memoryview[float]":
 def greedy(x: Any, matrix: Matrix, may_block: bool = False) -> list[int | None]:
     """The index of the largest output of each row of x [n_tokens, n_in]; None if one is NaN.
 
-    `may_block`: weights may have to be read from disk, so other threads run meanwhile.
+    If `may_block`, the GIL is released: weights may have to be read from disk.
     """
     return _kernels.greedy(handle(matrix), x, len(x), may_block)
 
@@ -145,7 +145,7 @@ class NativeForward:
         self._config = config
         self._blocks: list[Any] = []
         self._embeddings: list[_kernels.Matrix] = []
-        # Until the first pass is complete, the threads of `prefetch` need the GIL to read weights.
+        # Until the first token, the threads of `prefetch` need the GIL to read weights.
         self._may_block = True
 
     def prepare_ahead(self) -> None:
@@ -174,8 +174,8 @@ class NativeForward:
         x = empty((sum(lengths), config.n_embd))
         spans = [range(c.n_kv, c.n_kv + n) for c, n in zip(caches, lengths, strict=True)]
         wte, wpe = self._embeddings
-        _kernels.rows(wte, list(chain.from_iterable(sequences)), x, 0)
-        _kernels.rows(wpe, list(chain.from_iterable(spans)), x, 1)
+        _kernels.rows(wte, list(chain.from_iterable(sequences)), x, 0, self._may_block)
+        _kernels.rows(wpe, list(chain.from_iterable(spans)), x, 1, self._may_block)
         _kernels.forward(
             x,
             self._blocks,
@@ -206,7 +206,7 @@ class NativeForward:
         import numpy as np
 
         if self._may_block:
-            self.greedy(x)  # reads the output embeddings without the GIL
+            self.greedy(x[:1])  # reads the output embeddings without the GIL
         normed = layer_norm(x, self.weights.ln_f, self._config.layer_norm_epsilon)
         return np.asarray(linear(normed, self.weights.lm_head))
 

@@ -1,6 +1,6 @@
 """Imports only the part of NumPy that the core uses: arrays and arithmetic, `numpy._core`.
 
-Sampling, logprobs and the NumPy kernels need it; greedy decoding with compiled kernels does not.
+Sampling, logprobs and the NumPy kernels need it; greedy decoding with native kernels does not.
 
 The rest (`numpy.lib`, `linalg`, docstrings, signatures, `ctypes`) takes twice as long to import as
 that part. It is loaded on the first access to a missing name: then NumPy's own `__init__` runs in
@@ -35,7 +35,7 @@ BLAS_TIMEOUT = ("OPENBLAS_THREAD_TIMEOUT", "20")
 def install() -> None:
     """Make the next `import numpy` import only the core; no effect if NumPy has been imported.
 
-    If NumPy has an unexpected structure, that is a normal import.
+    If NumPy has an unexpected structure, all of it is imported.
     """
     with _installing:
         if "numpy" not in sys.modules and not any(type(f) is _Finder for f in sys.meta_path):

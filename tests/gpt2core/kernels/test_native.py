@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -206,34 +207,37 @@ def test_rows_of_a_matrix_agree_with_numpy(kind: str, n_in: int) -> None:
     for name in instruction_sets():
         _kernels.choose(name)
         found = added.copy()
-        _kernels.rows(native.handle(m), [69, 0, 5, 5], found, 1)
+        _kernels.rows(native.handle(m), [69, 0, 5, 5], found, 1, 0)
         assert (found == added + expected).all()
-        _kernels.rows(native.handle(m), [69, 0, 5, 5], found, 0)
+        _kernels.rows(native.handle(m), [69, 0, 5, 5], found, 0, 1)
         assert (found == expected).all()
 
 
-def test_rows_outside_a_matrix_or_of_columns_are_rejected() -> None:
+def test_invalid_arguments_of_rows_are_rejected() -> None:
     from gpt2core.kernels import _kernels, native
 
     y = np.zeros((1, 24), np.float32)
     five = native.handle(matrix("F32", 24, 5, columns=False))
     for index in (-1, 5):
         with pytest.raises(ValueError, match=f"row is {index}, not an integer from 0 to 4"):
-            _kernels.rows(five, [index], y, 0)
+            _kernels.rows(five, [index], y, 0, 0)
     with pytest.raises(ValueError, match="96 bytes in items of 4 instead of 48 items of 4"):
-        _kernels.rows(five, [0, 1], y, 0)
+        _kernels.rows(five, [0, 1], y, 0, 0)
     with pytest.raises(ValueError, match="add is 2, not an integer from 0 to 1"):
-        _kernels.rows(five, [0], y, 2)
+        _kernels.rows(five, [0], y, 2, 0)
     with pytest.raises(TypeError, match="'tuple'> is not a list"):
-        _kernels.rows(five, (0,), y, 0)  # type: ignore[arg-type]
+        _kernels.rows(five, (0,), y, 0, 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="stored by columns"):
-        _kernels.rows(native.handle(matrix("F32", 24, 5, columns=True)), [0], y, 0)
+        _kernels.rows(native.handle(matrix("F32", 24, 5, columns=True)), [0], y, 0, 0)
 
 
-def test_a_negative_number_of_bytes_is_rejected() -> None:
+def test_empty_has_the_size_asked_for_and_rejects_negative_sizes() -> None:
     from gpt2core.kernels import _kernels
 
-    assert len(_kernels.empty(3)) == 3
+    for size in (0, 3, 9 << 20):  # from 4 MB on with huge pages
+        made = _kernels.empty(size)
+        assert len(made) == size
+        made[:] = bytes(size)
     with pytest.raises(ValueError, match="n is -1, not a number of bytes"):
         _kernels.empty(-1)
 
@@ -287,28 +291,53 @@ def test_a_sequence_has_the_same_logits_alone_and_in_a_batch(
                 assert (np.concatenate(rows) == sequence).all()
 
 
+def test_calls_that_may_block_release_the_gil() -> None:
+    from gpt2core.kernels import _kernels, native
+
+    m = native.handle(matrix("F32", 768, 9000, columns=False))
+    x = uniform(1, (1, 768))
+    go, ran = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: go.wait() and ran.set(), daemon=True)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # the other thread runs only if this one releases the GIL
+    try:
+        thread.start()
+        go.set()
+        _kernels.greedy(m, x, 1, 0)
+        assert not ran.is_set()
+        for _ in range(1000):
+            _kernels.greedy(m, x, 1, 1)
+            if ran.is_set():
+                break
+        assert ran.is_set()
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+
+
 def test_only_passes_that_may_read_weights_from_disk_release_the_gil(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from gpt2core.kernels import _kernels
 
     released: list[object] = []
-    for name in ("forward", "greedy"):
+    for name in ("rows", "forward", "greedy"):
 
         def watched(*arguments: Any, call: Any = getattr(_kernels, name)) -> Any:  # noqa: B008
-            released.append(arguments[-1])
+            if type(arguments[-1]) is bool:  # not the conversion of a vector
+                released.append(arguments[-1])
             return call(*arguments)
 
         monkeypatch.setattr(_kernels, name, watched)
     engine = Engine.open(DEMO, kernels="native")
     engine.generate_ids([1, 2], 3)
-    assert released == [True, True, False, False, False, False]
+    assert released == [True] * 4 + [False] * 8
     engine.after_restore()
     engine.generate_ids([1, 2], 1)
-    assert released[6:] == [True, True]
+    assert released[12:] == [True] * 4
     sampled = Engine.open(DEMO, kernels="native")
     sampled.generate([1, 2], 2, temperature=1.0)
-    assert released[8:] == [True, True, False]
+    assert released[16:] == [True] * 4 + [False] * 3
 
 
 def test_raw_and_packed_f32_have_the_same_logits(tmp_path: Any) -> None:

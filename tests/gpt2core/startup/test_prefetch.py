@@ -157,9 +157,13 @@ def test_an_engine_works_without_threads(tmp_path: Path, monkeypatch: pytest.Mon
     half = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     folder = write_model(tmp_path / "half", tensors=half)
 
-    def none_left(_target: object, _args: object) -> None:
+    tried = []
+
+    def none_left(target: object, _args: object) -> None:
+        tried.append(target)
         raise RuntimeError("can't start new thread")
 
     expected = Engine.open(folder, kernels="numpy").generate_ids([1], 5)
     monkeypatch.setattr(model, "start_new_thread", none_left)
     assert Engine.open(folder, kernels="numpy").generate_ids([1], 5) == expected
+    assert len(tried) == 1
