@@ -47,6 +47,7 @@
 #define GROUP 64        /* int8 weights that share a scale */
 #define PANEL_OUTS 60   /* outputs converted to float32 together, a multiple of each PANEL_O: K_CHUNK weights of each, in L2 */
 #define COLUMN_ROWS 8   /* up to this many rows, w [n_in][n_out] is used without a transpose */
+#define COLUMN_INPUTS 4 /* inputs added to a sum at a time: fewer loads and stores of the sums */
 #define COLUMN_SUMS 2048 /* rows times outputs of such a product together: one partial sum of each, in L1 */
 #define BLOCK_ROWS 6    /* rows of a register block; INT8_ROWS for int8 */
 #define MAX_ROWS 8      /* the larger of the two */
@@ -57,6 +58,7 @@
 #define SMALL_WORK 40000 /* fewer multiply-adds run on one thread: a few microseconds */
 
 _Static_assert(16 * COLUMN_SUMS <= PANEL_OUTS * K_CHUNK, "the sums of columns fit the scratch of a panel");
+_Static_assert(16 * COLUMN_INPUTS == GROUP, "inputs that are added together share a scale");
 
 enum kind { F32, F16, BF16, INT8 };
 static const int SIZE[] = {4, 2, 2, 1};
@@ -405,6 +407,7 @@ static int parallel(Work *work, const void *job, int n_items, int step, size_t f
 #define panel_at NAME(panel_at_)
 #define to_panel NAME(to_panel_)
 #define columns_to_panel NAME(columns_to_panel_)
+#define add_inputs NAME(add_inputs_)
 #define rows_of_columns NAME(rows_of_columns_)
 #define product_core NAME(product_core_)
 #define do_product NAME(do_product_)
@@ -1650,27 +1653,45 @@ OP void columns_to_panel(const enum kind kind, const Matrix *m, int a, int b, si
 }
 
 /*
+ * sum[r][o] += w[i][o] x[r][i] for `inputs` values of i, 16 apart, in that order: w and x point to the
+ * first of them, `later` to the weights that are needed next. int8: the inputs share a group of scales.
+ */
+OP void add_inputs(const enum kind kind, const int inputs, const Matrix *m, const char *w, const char *later, const float *scale, const float *x, size_t x_stride, int rows, size_t n, float *sum)
+{
+    const size_t size = SIZE[kind], apart = 16 * m->n_out * size;
+    for (size_t o = 0; o < n; o += 16) {
+        W v[COLUMN_INPUTS], s;
+        UNROLL for (int c = 0; c < inputs; c++) {
+            __builtin_prefetch(later + c * apart + o * size, 0, 2);
+            v[c] = wload_kind(kind, w + c * apart + o * size, n - o);
+            if (kind == INT8) v[c] = wmul(wload_upto(scale + o, n - o), v[c]);
+        }
+        float *to = sum + o;
+        for (int r = 0; r < rows; r++, to += round_up(n, 16)) {
+            s = wload(to);
+            UNROLL for (int c = 0; c < inputs; c++) s = wfma(v[c], wset(x[r * x_stride + 16 * c]), s);
+            wstore_upto(to, s, 16);
+        }
+    }
+}
+
+/*
  * One chunk of a few rows by w [n_in][n_out]: the sixteen sums of every output in `sum`
  * [16][rows][outputs, rounded up to 16]. One sum after the other, so that those in use stay in L1 and
  * the weights are read from memory once for all rows.
  */
 OP void rows_of_columns(const enum kind kind, const Matrix *m, int a, int b, size_t k, int n_k, const float *x, size_t x_stride, int rows, float *y, size_t y_stride, int add, float *sum)
 {
-    const size_t size = SIZE[kind], n = b - a, whole = n / 16 * 16, stride = round_up(n, 16), width = rows * stride;
+    const size_t n = b - a, stride = round_up(n, 16), width = rows * stride;
     for (size_t i = 0; i < 16 * width; i += 16) wstore_upto(sum + i, wset(0.f), 16);
     for (int j = 0; j < 16; j++)
-        for (int i = j; i < n_k; i += 16) {
-            const int next = i + 64 < n_k ? i + 64 : i + 65 - n_k; /* four inputs later */
-            const char *w = m->w + ((k + i) * m->n_out + a) * size, *later = m->w + ((k + next) * m->n_out + a) * size;
-            const float *scale = m->scale + (kind == INT8 ? (k + i) / GROUP * m->n_out + a : 0);
-            for (size_t o = 0; o < n; o += 16) {
-                __builtin_prefetch(later + o * size, 0, 2);
-                W v = wload_kind(kind, w + o * size, o < whole ? 16 : n - o);
-                if (kind == INT8) v = wmul(wload_upto(scale + o, n - o), v);
-                float *to = sum + j * width + o;
-                for (int r = 0; r < rows; r++, to += stride)
-                    wstore_upto(to, wfma(v, wset(x[r * x_stride + i]), wload(to)), 16);
-            }
+        for (int i = j, inputs; i < n_k; i += 16 * inputs) {
+            inputs = i + 16 * (COLUMN_INPUTS - 1) < n_k ? COLUMN_INPUTS : 1;
+            const int next = i + 16 * COLUMN_INPUTS < n_k ? i + 16 * COLUMN_INPUTS : j + 1;
+            const char *w = m->w + ((k + i) * m->n_out + a) * SIZE[kind], *later = m->w + ((k + next) * m->n_out + a) * SIZE[kind];
+            const float *scale = kind == INT8 ? m->scale + (k + i) / GROUP * m->n_out + a : NULL;
+            if (inputs > 1) add_inputs(kind, COLUMN_INPUTS, m, w, later, scale, x + i, x_stride, rows, n, sum + j * width);
+            else add_inputs(kind, 1, m, w, later, scale, x + i, x_stride, rows, n, sum + j * width);
         }
     for (int r = 0; r < rows; r++, y += y_stride)
         for (size_t o = 0; o < n; o += 16) {
