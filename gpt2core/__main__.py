@@ -158,8 +158,7 @@ def _info(model: str | None) -> int:
     )
     print(f"weights:    {engine.describe_weights()}")
     try:
-        form = "compiled" if engine.tokenizer.is_compiled else "tokenizers package"
-        print(f"tokenizer:  {form}, {engine.tokenizer.vocab_size} tokens")
+        print(f"tokenizer:  {engine.tokenizer.form}, {engine.tokenizer.vocab_size} tokens")
     except GPT2Error as error:
         print(f"tokenizer:  {error}")
     return 0

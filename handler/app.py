@@ -313,14 +313,18 @@ def _start(environ: MutableMapping[str, str]) -> Function:
 
 
 def _preload(function: Function, timings: Timings, initialization_type: str | None) -> None:
-    """Open the model in the init phase; with provisioned concurrency and SnapStart, import NumPy.
+    """Open the model in the init phase.
 
-    On demand, a failure is logged and the next invocation retries.
+    With provisioned concurrency and SnapStart, also import what only some requests need: NumPy, and
+    `tokenizers` for text outside ASCII. On demand, a failure is logged and the next invocation
+    retries.
     """
     try:
-        function.model.open(timings)
+        engine = function.model.open(timings)
         if initialization_type in PRELOAD_MUST_SUCCEED:
             import gpt2core.sampler  # noqa: F401
+
+            engine.tokenizer.encode("\u00e9")
     except Exception as error:
         if initialization_type in PRELOAD_MUST_SUCCEED or isinstance(error, errors.SettingsError):
             raise
@@ -331,8 +335,8 @@ function = _start(os.environ)
 
 
 def before_snapshot() -> None:
-    """SnapStart hook: open the model and sample a token; the snapshot includes NumPy, too."""
-    function.model.open(Timings()).generate([0], 1, temperature=1.0)
+    """SnapStart hook: open the model and sample a token, so that the snapshot has every import."""
+    function.model.open(Timings()).generate("\u00e9", 1, temperature=1.0)
 
 
 def after_restore() -> None:

@@ -133,7 +133,7 @@ def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "code", "has_numpy"),
+    ("kind", "code", "complete"),
     [
         ("on-demand", "", False),
         ("provisioned-concurrency", "", True),
@@ -141,8 +141,8 @@ def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
         ("on-demand", "handler.app.before_snapshot()", True),
     ],
 )
-def test_an_init_phase_that_no_request_waits_for_imports_numpy(
-    model_dir: Path, kind: str, code: str, has_numpy: bool
+def test_an_init_phase_that_no_request_waits_for_imports_what_only_some_requests_need(
+    model_dir: Path, kind: str, code: str, complete: bool
 ) -> None:
     needs_native()
     loaded = modules_after(
@@ -152,7 +152,8 @@ def test_an_init_phase_that_no_request_waits_for_imports_numpy(
         AWS_LAMBDA_INITIALIZATION_TYPE=kind,
     )
     assert "gpt2core.kernels.native" in loaded
-    assert ("gpt2core.sampler" in loaded and "numpy" in loaded) == has_numpy
+    for module in ("gpt2core.sampler", "numpy", "tokenizers"):
+        assert (module in loaded) == complete
 
 
 def test_an_invalid_setting_fails_the_import_and_is_named() -> None:

@@ -14,8 +14,9 @@ from tokenizers import AddedToken as RustAddedToken
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from gpt2core.errors import TokenizerError
-from gpt2core.tokenizer.huggingface import HuggingFaceBackend, byte_alphabet
-from gpt2core.tokenizer.tables import FORMAT, LETTER, NUMBER, OTHER, SPACE, AddedToken
+from gpt2core.tokenizer.bpe import LETTER, NUMBER, OTHER, SPACE, AddedToken, byte_alphabet
+from gpt2core.tokenizer.huggingface import HuggingFaceBackend
+from gpt2core.tokenizer.tables import FORMAT
 
 SURROGATES = range(0xD800, 0xE000)
 _ASCII_SPACE = " \t\n\v\f\r"

@@ -4,21 +4,11 @@ from threading import Lock
 
 from gpt2core.errors import TokenizerError
 from gpt2core.startup.slim_typing import TYPE_CHECKING
+from gpt2core.tokenizer.bpe import byte_alphabet, piece_bytes
 from gpt2core.tokenizer.pretrained import is_plain, open_pretrained
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RustTokenizer
-
-
-def byte_alphabet() -> dict[str, int]:
-    """Map the characters of a GPT-2 vocabulary to the bytes that they represent.
-
-    Printable Latin-1 characters represent themselves, U+0100 and up the other 68 bytes
-    (https://github.com/openai/gpt-2, `src/encoder.py`, `bytes_to_unicode`).
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
 
 
 class HuggingFaceBackend:
@@ -26,6 +16,8 @@ class HuggingFaceBackend:
 
     `split_special`: special tokens in a text are always plain text.
     """
+
+    form = "tokenizers package"
 
     def __init__(self, rust: "RustTokenizer", split_special: bool = False) -> None:
         self.rust = rust
@@ -79,12 +71,7 @@ class HuggingFaceBackend:
     def token_bytes(self, token: int) -> bytes | None:
         """The bytes of a token; None if there is no such id."""
         piece = self.rust.id_to_token(token) if 0 <= token < 1 << 32 else None
-        if piece is None:
-            return None
-        try:
-            return bytes(self._alphabet[character] for character in piece)
-        except KeyError:  # an added token, which is stored as plain text
-            return piece.encode()
+        return None if piece is None else piece_bytes(piece, self._alphabet)
 
     def _find_longest(self) -> int:
         """0 unless every token represents exactly its own bytes."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as RustTokenizer
 
-_GPT2_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer")  # both read their files the same way
+GPT2_CLASSES = ("GPT2Tokenizer", "CodeGenTokenizer")  # both read their files the same way
 _GENERIC_CLASSES = ("TokenizersBackend", "PreTrainedTokenizer", "PythonBackend")
 
 
@@ -55,9 +55,9 @@ def open_pretrained(folder: str) -> Pretrained:
                 "has no tokenizer: add tokenizer.json, or vocab.json and merges.txt", file=folder
             )
     settings = read_optional(folder, TOKENIZER_CONFIG_FILE)
-    class_name = _class_name(folder, settings)
+    tokenizer_class = class_name(folder, settings)
     try:
-        rust = _read(path, class_name, settings, folder)
+        rust = _read(path, tokenizer_class, settings, folder)
     except (TokenizerError, MemoryError):
         raise
     except BaseException as error:
@@ -87,7 +87,7 @@ def is_plain(rust: "RustTokenizer") -> bool:
 
 
 def _read(
-    path: str, class_name: str | None, settings: dict[str, Any], folder: str
+    path: str, tokenizer_class: str | None, settings: dict[str, Any], folder: str
 ) -> "RustTokenizer":
     from tokenizers import Tokenizer as RustTokenizer  # 25 ms
     from tokenizers import decoders, models
@@ -99,12 +99,12 @@ def _read(
         file_tokens = rust.get_added_tokens_decoder()
         # If no class is named, `transformers` takes the first way for every file and drops a
         # normalizer that the tokenizer had in training. Here the file is then used unchanged.
-        is_gpt2 = class_name in _GPT2_CLASSES or (class_name is None and is_plain(rust))
+        is_gpt2 = tokenizer_class in GPT2_CLASSES or (tokenizer_class is None and is_plain(rust))
     else:
-        if class_name not in (None, *_GPT2_CLASSES, *_GENERIC_CLASSES):
+        if tokenizer_class not in (None, *GPT2_CLASSES, *_GENERIC_CLASSES):
             raise TokenizerError(
-                f"tokenizer_class {class_name!r} cannot be read from {VOCABULARY_FILE}: save the"
-                f" tokenizer as {TOKENIZER_FILE}",
+                f"tokenizer_class {tokenizer_class!r} cannot be read from {VOCABULARY_FILE}:"
+                f" save the tokenizer as {TOKENIZER_FILE}",
                 file=os.path.join(folder, TOKENIZER_CONFIG_FILE),
             )
         merges = os.path.join(folder, MERGES_FILE)
@@ -152,7 +152,7 @@ def _as_gpt2(read: "RustTokenizer", add_prefix_space: bool) -> "RustTokenizer":
     return rust
 
 
-def _class_name(folder: str, settings: dict[str, Any]) -> str | None:
+def class_name(folder: str, settings: dict[str, Any]) -> str | None:
     """The tokenizer class named in the files without the suffix `Fast`, or None."""
     name = settings.get("tokenizer_class") or read_optional(folder, CONFIG_FILE).get(
         "tokenizer_class"

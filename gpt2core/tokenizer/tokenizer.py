@@ -22,7 +22,11 @@ from gpt2core.tokenizer.tables import Tables
 
 
 class Backend(Protocol):
-    """The interface of `tables.Tables` and `huggingface.HuggingFaceBackend`."""
+    """What reads the vocabulary: `Tables`, `PlainTokenizer` or `HuggingFaceBackend`."""
+
+    @property
+    def form(self) -> str:
+        """What text is encoded with; see `Tokenizer.form`."""
 
     @property
     def vocab_size(self) -> int:
@@ -75,14 +79,19 @@ class Tokenizer:
                 from warnings import warn
 
                 warn(f"{error}; using the raw tokenizer files", stacklevel=2)
+        from gpt2core.tokenizer.plain import PlainTokenizer
+
+        plain = PlainTokenizer.open(folder)
+        if plain:
+            return cls(plain)
         from gpt2core.tokenizer.huggingface import HuggingFaceBackend
 
         return cls(HuggingFaceBackend.open(folder))
 
     @property
-    def is_compiled(self) -> bool:
-        """Whether `tokenizer.safetensors` is in use instead of the `tokenizers` package."""
-        return isinstance(self._backend, Tables)
+    def form(self) -> str:
+        """What text is encoded with: "compiled", "tokenizer.json" or "tokenizers package"."""
+        return self._backend.form
 
     @property
     def vocab_size(self) -> int:

@@ -237,7 +237,7 @@ def test_info_prints_the_kernels_and_the_contents_of_a_directory(
     packed = str(tmp_path / "packed")
     run("gpt2core", "pack", str(model_dir), packed, "--precision", "int8")
     for folder, weights, tokenizer in (
-        (str(model_dir), "F32", "tokenizers package"),
+        (str(model_dir), "F32", "tokenizer.json"),
         (packed, "I8", "compiled"),
     ):
         lines = dict(

@@ -104,7 +104,7 @@ def write_sharded_model(folder: Path) -> Path:
 
 def byte_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> Tokenizer:
     """Byte-level BPE: token b is byte b, followed by the merges and the end-of-text token."""
-    from gpt2core.tokenizer.huggingface import byte_alphabet
+    from gpt2core.tokenizer.bpe import byte_alphabet
 
     vocab = dict(byte_alphabet())
     for left, right in merges:

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from gpt2core.tokenizer.huggingface import byte_alphabet
+from gpt2core.tokenizer.bpe import byte_alphabet
 from tests.support.models import END_OF_TEXT, random_tensors
 
 WEIGHTS = "model.safetensors"

@@ -1,4 +1,4 @@
-"""A tokenizer in both forms: from the `tokenizers` package, and compiled."""
+"""A tokenizer in all forms: read by the `tokenizers` package, compiled, and read without it."""
 
 from pathlib import Path
 
@@ -7,6 +7,12 @@ from safetensors.numpy import save_file
 from gpt2core import Tokenizer
 from gpt2core.files.names import TABLES_FILE
 from gpt2core.tokenizer.compiler import compile_tokenizer
+from gpt2core.tokenizer.huggingface import HuggingFaceBackend
+
+
+def with_package(folder: Path) -> Tokenizer:
+    """The tokenizer of a model directory, read by the `tokenizers` package."""
+    return Tokenizer(HuggingFaceBackend.open(str(folder)))
 
 
 def compiled(folder: Path, target: Path) -> Tokenizer:
@@ -18,15 +24,21 @@ def compiled(folder: Path, target: Path) -> Tokenizer:
 
 
 class Pair:
-    """A tokenizer in both forms."""
+    """A tokenizer in all forms.
+
+    `theirs` is read by the package and `ours` is compiled. `plain` is read without the package if
+    it is plain enough, else like `theirs`.
+    """
 
     def __init__(self, folder: Path, target: Path) -> None:
-        self.theirs = Tokenizer.open(folder)
+        self.theirs = with_package(folder)
         self.ours = compiled(folder, target)
+        self.plain = Tokenizer.open(folder)
 
     def agree(self, text: str) -> bool:
         return all(
-            self.ours.encode(text, allow_special=special)
+            tokenizer.encode(text, allow_special=special)
             == self.theirs.encode(text, allow_special=special)
+            for tokenizer in (self.ours, self.plain)
             for special in (False, True)
         )

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, pre_tokenizers, processors
 
 from gpt2core import Tokenizer
 from gpt2core.errors import TokenizerError
-from gpt2core.tokenizer.huggingface import byte_alphabet
+from gpt2core.tokenizer.bpe import byte_alphabet
 from tests.support.models import END_OF_TEXT, byte_tokenizer, small_config
 from tests.support.tokenizers import Pair
 

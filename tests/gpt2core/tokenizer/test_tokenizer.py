@@ -10,7 +10,7 @@ from tokenizers import models
 
 from gpt2core import Engine, Tokenizer
 from gpt2core.errors import InvalidArgument, InvalidPrompt, TokenizerError
-from gpt2core.tokenizer.huggingface import byte_alphabet
+from gpt2core.tokenizer.bpe import byte_alphabet
 from tests.conftest import DEMO
 from tests.support.models import END_OF_TEXT, byte_tokenizer
 

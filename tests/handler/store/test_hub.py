@@ -17,7 +17,7 @@ import pytest
 from gpt2core import Tokenizer
 from gpt2core.files.manifest import read_manifest
 from gpt2core.files.names import MANIFEST_FILE
-from gpt2core.tokenizer.huggingface import byte_alphabet
+from gpt2core.tokenizer.bpe import byte_alphabet
 from tests.conftest import ROOT
 from tests.support.hub_server import COMMIT, SECRET, TOKEN, HubServer
 from tests.support.models import write_model, write_sharded_model
