@@ -20,7 +20,7 @@ from gpt2core.tokenizer.bpe import AddedToken, ByteLevelBPE, byte_alphabet, piec
 from gpt2core.tokenizer.pretrained import GPT2_CLASSES, class_name
 from gpt2core.tokenizer.special_tokens import END_OF_TEXT, read_optional
 
-_SAMPLE = 1000
+_SAMPLE = 200
 # Settings that do not change the ids, with any value and with these values.
 _IGNORED = ("backend", "clean_up_tokenization_spaces", "errors", "is_local", "local_files_only",
             "model_max_length", "name_or_path", "padding_side", "special_tokens_map_file",
