@@ -46,6 +46,7 @@ def volume() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAM_TEMPLATES)
 def test_sam_finds_the_template_valid(tmp_path: Path, name: str) -> None:
     done = subprocess.run(
@@ -302,6 +303,7 @@ def test_a_model_in_the_image_is_configured() -> None:
     assert stack.properties("Function")["SnapStart"] == {"ApplyOn": "PublishedVersions"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "platform", "model"),
     [

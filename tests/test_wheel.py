@@ -17,6 +17,7 @@ import pytest
 from gpt2core import __version__
 from tests.support.kernels import needs_native
 
+pytestmark = pytest.mark.slow
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 # Without files of the checkout and settings of the user.
 ENVIRON = {"PATH": os.environ["PATH"]}
