@@ -36,7 +36,7 @@ help:
 	@echo 'make venv              set up .venv and .venv-dev, for pytest and the linters'
 	@echo 'make test              run the quick test suite'
 	@echo 'make coverage          measure the line and branch coverage of the quick suite'
-	@echo 'make test-slow         run the slow tests: fuzzing, killed processes, soak'
+	@echo 'make test-slow         run the slow tests: fuzzing, killed processes, soak, SAM, the wheel'
 	@echo 'make kernels-test      test the kernels with sanitizers and on other processors'
 	@echo 'make test-reference    compare with transformers and torch'
 	@echo 'make test-clients      test OpenAI, Hugging Face and other clients, and the page'

@@ -158,7 +158,9 @@ def _info(model: str | None) -> int:
     )
     print(f"weights:    {engine.describe_weights()}")
     try:
-        print(f"tokenizer:  {engine.tokenizer.form}, {engine.tokenizer.vocab_size} tokens")
+        print(
+            f"tokenizer:  {engine.tokenizer.implementation}, {engine.tokenizer.vocab_size} tokens"
+        )
     except GPT2Error as error:
         print(f"tokenizer:  {error}")
     return 0

@@ -336,7 +336,9 @@ function = _start(os.environ)
 
 def before_snapshot() -> None:
     """SnapStart hook: open the model and sample a token, so that the snapshot has every import."""
-    function.model.open(Timings()).generate("\u00e9", 1, temperature=1.0)
+    engine = function.model.open(Timings())
+    engine.tokenizer.encode("\u00e9")
+    engine.generate([0], 1, temperature=1.0)
 
 
 def after_restore() -> None:

@@ -1654,7 +1654,8 @@ OP void columns_to_panel(const enum kind kind, const Matrix *m, int a, int b, si
 
 /*
  * sum[r][o] += w[i][o] x[r][i] for `inputs` values of i, 16 apart, in that order: w and x point to the
- * first of them, `later` to the weights that are needed next. int8: the inputs share a group of scales.
+ * first of them, `later` to the weights that are prefetched, if there are any. int8: the inputs share
+ * a group of scales.
  */
 OP void add_inputs(const enum kind kind, const int inputs, const Matrix *m, const char *w, const char *later, const float *scale, const float *x, size_t x_stride, int rows, size_t n, float *sum)
 {

@@ -59,8 +59,8 @@ class ByteLevelBPE:
         byte_ids: Sequence[int],
         added: Iterable[AddedToken],
         *,
-        classes: Sequence[int] = (),
-        words: Sequence[int] | None = None,
+        classes: memoryview | None = None,
+        words: memoryview | None = None,
         add_prefix_space: bool = False,
         before: Sequence[int] = (),
         after: Sequence[int] = (),
@@ -127,6 +127,7 @@ class ByteLevelBPE:
             section = " " + section
         if section.isascii():
             return _PIECES.findall(section)
+        assert self._classes is not None
         # Indexed by code point: reads only the pages of the characters that occur.
         of_class = section.translate(self._classes)
         return (section[match.start() : match.end()] for match in _PIECES.finditer(of_class))
@@ -181,7 +182,7 @@ class _AddedTokens:
     """Matches added tokens in a text: the leftmost first, then the longest."""
 
     def __init__(
-        self, tokens: list[AddedToken], classes: Sequence[int], words: Sequence[int] | None
+        self, tokens: list[AddedToken], classes: memoryview | None, words: memoryview | None
     ) -> None:
         self._by_content = {token.content: token for token in tokens if token.content}
         # Even thousands of tokens have few first characters and few lengths: looking those up is
@@ -232,6 +233,7 @@ class _AddedTokens:
                     break
 
     def _is_space(self, character: str) -> bool:
+        assert self._classes is not None
         return chr(self._classes[ord(character)]) in " \t\n\v\f\r"
 
     def _inside_a_word(self, text: str, begin: int, end: int) -> bool:

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class HuggingFaceBackend:
-    """A tokenizer of the package with the interface of `tables.Tables`.
+    """A tokenizer of the package with the interface `tokenizer.Backend`.
 
     `split_special`: special tokens in a text are always plain text.
     """
 
-    form = "tokenizers package"
+    implementation = "tokenizers package"
 
     def __init__(self, rust: "RustTokenizer", split_special: bool = False) -> None:
         self.rust = rust

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 # Named special tokens, in the order in which new ones get their ids.
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
-          "mask_token")  # fmt: skip
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
+                "mask_token")  # fmt: skip
 
 
 class SpecialTokens:
@@ -35,7 +35,7 @@ class SpecialTokens:
         more = {
             key: settings.pop(key)
             for key, value in list(settings.items())
-            if key.endswith("_token") and key not in _NAMED and isinstance(value, str)
+            if key.endswith("_token") and key not in NAMED_TOKENS and isinstance(value, str)
         }
         if isinstance(settings.get("extra_special_tokens"), dict):
             more |= settings.pop("extra_special_tokens")
@@ -68,7 +68,7 @@ class SpecialTokens:
             specific = settings.setdefault("model_specific_special_tokens", {})
             specific.update(settings.pop("extra_special_tokens"))
         # As `str`: an object in `tokenizer_config.json` does not match any content.
-        special = {str(settings[key]) for key in _NAMED if settings.get(key)}
+        special = {str(settings[key]) for key in NAMED_TOKENS if settings.get(key)}
         special.update(map(str, settings.get("extra_special_tokens") or []))
         added = read_optional(folder, ADDED_TOKENS_FILE)
         if added:
@@ -90,7 +90,7 @@ class SpecialTokens:
 
         settings = {key: _converted(value) for key, value in self.settings.items()}
         named: dict[str, str | AddedToken] = {}
-        for key in _NAMED:
+        for key in NAMED_TOKENS:
             default = is_gpt2 and key in ("bos_token", "eos_token", "unk_token")
             value = settings.pop(key, END_OF_TEXT if default else None)
             if value is None:

@@ -34,7 +34,7 @@ _SAMPLE = 2000
 class Tables(ByteLevelBPE):
     """An open `tokenizer.safetensors`. Thread-safe."""
 
-    form = "compiled"
+    implementation = "compiled"
 
     def __init__(self, tensors: dict[str, Tensor], options: dict[str, Any], path: str) -> None:
         tables = _checked(tensors, path)

@@ -1,4 +1,4 @@
-"""Text to ids and back: byte-level BPE, compiled or with the `tokenizers` package.
+"""Text to ids and back: byte-level BPE, compiled, in Python, or with the `tokenizers` package.
 
 Decoding works on bytes, so that streaming gives the same text as decoding all tokens at once, even
 if the bytes of a character are split over tokens.
@@ -25,8 +25,8 @@ class Backend(Protocol):
     """What reads the vocabulary: `Tables`, `PlainTokenizer` or `HuggingFaceBackend`."""
 
     @property
-    def form(self) -> str:
-        """What text is encoded with; see `Tokenizer.form`."""
+    def implementation(self) -> str:
+        """See `Tokenizer.implementation`."""
 
     @property
     def vocab_size(self) -> int:
@@ -59,7 +59,8 @@ class Tokenizer:
         """Map the compiled `tokenizer.safetensors`.
 
         If it is missing, or the raw files next to it have changed since it was compiled, read
-        `tokenizer.json`, or else `vocab.json` and `merges.txt`.
+        `tokenizer.json`, or else `vocab.json` and `merges.txt`: without the `tokenizers` package if
+        `PlainTokenizer` supports them.
 
         Raises:
             TokenizerError: the files are missing, invalid or not byte-level BPE.
@@ -89,9 +90,9 @@ class Tokenizer:
         return cls(HuggingFaceBackend.open(folder))
 
     @property
-    def form(self) -> str:
-        """What text is encoded with: "compiled", "tokenizer.json" or "tokenizers package"."""
-        return self._backend.form
+    def implementation(self) -> str:
+        """The implementation in use: "compiled", "tokenizer.json" or "tokenizers package"."""
+        return self._backend.implementation
 
     @property
     def vocab_size(self) -> int:

@@ -26,8 +26,8 @@ def compiled(folder: Path, target: Path) -> Tokenizer:
 class Pair:
     """A tokenizer in all forms.
 
-    `theirs` is read by the package and `ours` is compiled. `plain` is read without the package if
-    it is plain enough, else like `theirs`.
+    `theirs` is read by the package, `ours` is compiled, and `plain` is what `Tokenizer.open` makes
+    of the raw files: a `PlainTokenizer` if that supports them.
     """
 
     def __init__(self, folder: Path, target: Path) -> None:

@@ -12,8 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2core import Tokenizer
-from gpt2core.errors import TokenizerError
-from gpt2core.tokenizer import plain
 from gpt2core.tokenizer.plain import PlainTokenizer
 from tests.conftest import DEMO
 from tests.support.models import END_OF_TEXT, byte_tokenizer
@@ -85,6 +83,9 @@ SAVED = {"add_prefix_space": False, "backend": "tokenizers", "bos_token": END_OF
         (str, {"tokenizer_config": SAVED}),
         (str, {"tokenizer_config": {"model_max_length": 1024}}),
         (str, {"special_tokens_map": {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}}),
+        (str, {"special_tokens_map": {"bos_token": END | {"normalized": False}}}),
+        (str, {"tokenizer_config": {"bos_token": None, "eos_token": None, "unk_token": None,
+                                    "sep_token": None, "extra_special_tokens": {}}}),
         (str, {"config": {"tokenizer_class": "GPT2TokenizerFast"}}),
     ],
 )  # fmt: skip
@@ -93,7 +94,8 @@ def test_plain_files_give_the_ids_of_the_package_without_it(
 ) -> None:
     folder = write(tmp_path, change, **beside)
     tokenizer, package = Tokenizer.open(folder), with_package(folder)
-    assert (tokenizer.form, package.form) == ("tokenizer.json", "tokenizers package")
+    assert tokenizer.implementation == "tokenizer.json"
+    assert package.implementation == "tokenizers package"
     assert tokenizer.vocab_size == package.vocab_size
     assert tokenizer.min_tokens("x" * 9000) == package.min_tokens("x" * 9000) > 0
     for text in TEXTS:
@@ -101,6 +103,9 @@ def test_plain_files_give_the_ids_of_the_package_without_it(
             ids = package.encode(text, special)
             assert tokenizer.encode(text, special) == ids, text
             assert tokenizer.decode(ids, special) == package.decode(ids, special)
+
+
+WITHOUT_NAMES = {"bos_token": None, "eos_token": None, "unk_token": None}
 
 
 @pytest.mark.parametrize(
@@ -111,33 +116,42 @@ def test_plain_files_give_the_ids_of_the_package_without_it(
         (set_model(end_of_word_suffix="h"), {}),
         (set_model(byte_fallback=True), {}),
         (set_part("normalizer", type="NFC"), {}),
-        (set_part("pre_tokenizer", use_regex=False), {"config": {"tokenizer_class": "X"}}),
+        (set_part("pre_tokenizer", use_regex=False), {}),
         (set_part("post_processor", type="BertProcessing", sep=["a", 1], cls=["b", 2]), {}),
         (set_end(lstrip=True), {}),
+        (set_end(rstrip=True), {}),
         (set_end(single_word=True), {}),
         (set_end(special=False), {}),
         (set_end(content="<end>"), {}),
+        (set_end(id=300), {}),
         (lambda fields: fields.update(added_tokens=[]), {}),
         (lambda fields: fields["added_tokens"].append(END | {"id": 261, "content": "the"}), {}),
         (str, {"added_tokens": {"[PAD]": 261}}),
         (str, {"special_tokens_map": {"pad_token": "[PAD]"}}),
+        (str, {"special_tokens_map": {"pad_token": END | {"content": "[PAD]"}}}),
         (str, {"special_tokens_map": {"additional_special_tokens": ["[PAD]"]}}),
         (str, {"tokenizer_config": {"add_prefix_space": True}}),
         (str, {"tokenizer_config": {"split_special_tokens": True}}),
+        (str, {"tokenizer_config": {"add_bos_token": True}}),
         (str, {"tokenizer_config": {"image_token": "[PAD]"}}),
+        (str, {"tokenizer_config": {"extra_special_tokens": ["[PAD]"]}}),
         (str, {"tokenizer_config": {"added_tokens_decoder": {"260": END | {"lstrip": True}}}}),
         (str, {"tokenizer_config": {"added_tokens_decoder": {"5": END}}}),
+        (str, {"tokenizer_config": WITHOUT_NAMES | {
+            "added_tokens_decoder": {"260": END | {"special": False}}}}),
         (str, {"tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast"}}),
+        # The package ignores the map if there is an `added_tokens_decoder`.
+        (str, {"tokenizer_config": {"added_tokens_decoder": {"260": END}, "pad_token": "[PAD]"},
+               "special_tokens_map": {"pad_token": END_OF_TEXT}}),
+        (str, {"tokenizer_config": {"add_prefix_space": True},
+               "special_tokens_map": {"add_prefix_space": False}}),
     ],
-)
+)  # fmt: skip
 def test_files_with_other_features_are_read_by_the_package(
     tmp_path: Path, change: Callable[[Fields], object], beside: Fields
 ) -> None:
     folder = write(tmp_path, change, **beside)
-    tokenizer, package = Tokenizer.open(folder), with_package(folder)
-    assert tokenizer.form == "tokenizers package"
-    for text in TEXTS:
-        assert tokenizer.encode(text, True) == package.encode(text, True), text
+    assert Tokenizer.open(folder).implementation == "tokenizers package"
 
 
 def unordered(fields: Fields) -> None:
@@ -156,7 +170,14 @@ def unordered(fields: Fields) -> None:
         lambda fields: fields["model"].update(merges=["t", "h"]),
         lambda fields: fields["model"].update(merges=["t h", ["th", "e"]]),
         lambda fields: fields["model"].update(merges=["a b"]),  # "ab" is not in the vocabulary
+        lambda fields: fields["model"].update(merges=["t h", "h e", "t h"]),
+        lambda fields: fields["model"].update(merges=["t h", 5]),
+        lambda fields: fields["model"].update(merges=[["t", "h"], ["th"]]),
+        lambda fields: fields["model"].update(continuing_subword_prefix="h"),
         lambda fields: fields["model"].update(merges=None),
+        lambda fields: fields["model"].update(merges=""),
+        lambda fields: fields["model"].update(type="Unigram"),
+        lambda fields: fields["decoder"].update(type="BPEDecoder"),
         lambda fields: fields["added_tokens"][0].pop("special"),
         lambda fields: fields.pop("added_tokens"),
         lambda fields: fields.pop("model"),
@@ -181,34 +202,6 @@ def test_only_text_outside_ascii_imports_the_package(tmp_path: Path) -> None:
     assert done.stdout.strip() == "False True"
 
 
-def test_an_invalid_merge_outside_the_sample_is_an_error_of_the_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plain, "_SAMPLE", 2)
-    merges = ["t h", "a b", "e r"]  # "ab" is not in the vocabulary
-    folder = write(tmp_path, set_model(merges=merges))
-    tokenizer = Tokenizer.open(folder)
-    assert tokenizer.form == "tokenizer.json"
-    assert len(tokenizer.encode("there")) == 3
-    with pytest.raises(TokenizerError, match="merge 1 gives no token") as caught:
-        tokenizer.encode("about")
-    assert caught.value.file == str(folder / "tokenizer.json")
-
-
-def test_the_last_of_equal_merges_counts(tmp_path: Path) -> None:
-    folder = write(tmp_path, set_model(merges=["t h", "h e", "t h"]))
-    fields = json.loads((folder / "tokenizer.json").read_text())
-    fields["model"]["vocab"] = {
-        piece: i for i, piece in enumerate([*list(fields["model"]["vocab"])[:260], "he"])
-    }
-    fields["added_tokens"][0]["id"] = 261
-    (folder / "tokenizer.json").write_text(json.dumps(fields))
-    tokenizer = Tokenizer.open(folder)
-    assert tokenizer.form == "tokenizer.json"
-    assert tokenizer.encode("the") == with_package(folder).encode("the")
-    assert tokenizer.decode(tokenizer.encode("the")[1:]) == "he"
-
-
 @pytest.fixture(scope="module")
 def demo() -> tuple[Tokenizer, Tokenizer]:
     return Tokenizer.open(DEMO), with_package(DEMO)
@@ -219,5 +212,5 @@ def test_any_ascii_text_gives_the_ids_of_the_package(
     demo: tuple[Tokenizer, Tokenizer], text: str
 ) -> None:
     tokenizer, package = demo
-    assert tokenizer.form == "tokenizer.json"
+    assert tokenizer.implementation == "tokenizer.json"
     assert tokenizer.encode(text) == package.encode(text)
