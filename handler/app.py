@@ -315,13 +315,13 @@ def _start(environ: MutableMapping[str, str]) -> Function:
 def _preload(function: Function, timings: Timings, initialization_type: str | None) -> None:
     """Open the model in the init phase.
 
-    With provisioned concurrency and SnapStart, also import what only some requests need: NumPy, and
-    `tokenizers` for text outside ASCII. On demand, a failure is logged and the next invocation
-    retries.
+    Unless it is on demand, when a request waits for it, also import what only some requests need:
+    NumPy, and `tokenizers` for text outside ASCII. With provisioned concurrency and SnapStart a
+    failure is raised; otherwise it is logged and the next invocation retries.
     """
     try:
         engine = function.model.open(timings)
-        if initialization_type in PRELOAD_MUST_SUCCEED:
+        if initialization_type not in (None, "", "on-demand"):
             import gpt2core.sampler  # noqa: F401
 
             engine.tokenizer.encode("\u00e9")

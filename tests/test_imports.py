@@ -138,6 +138,7 @@ def test_preloading_opens_the_engine_at_import(model_dir: Path) -> None:
         ("on-demand", "", False),
         ("provisioned-concurrency", "", True),
         ("snap-start", "", True),
+        ("lambda-managed-instances", "", True),
         ("on-demand", "handler.app.before_snapshot()", True),
     ],
 )
