@@ -37,8 +37,8 @@ class Pair:
 
     def agree(self, text: str) -> bool:
         return all(
-            tokenizer.encode(text, allow_special=special)
-            == self.theirs.encode(text, allow_special=special)
-            for tokenizer in (self.ours, self.plain)
+            self.theirs.encode(text, allow_special=special)
+            == self.ours.encode(text, allow_special=special)
+            == self.plain.encode(text, allow_special=special)
             for special in (False, True)
         )
