@@ -28,7 +28,10 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def piece_bytes(piece: str, alphabet: dict[str, int]) -> bytes:
-    """The bytes of a vocabulary entry; added tokens, which are plain text, may have others."""
+    """The bytes of a vocabulary entry, or the UTF-8 of one that is not in the alphabet.
+
+    Added tokens are stored as plain text. A lone surrogate becomes a question mark.
+    """
     try:
         return bytes([alphabet[character] for character in piece])
     except KeyError:
@@ -101,7 +104,10 @@ class ByteLevelBPE:
         raise NotImplementedError
 
     def encode(self, text: str, allow_special: bool) -> list[int]:
-        """Ids of a text without surrogates; special tokens are plain text unless allowed."""
+        """Ids of a text without surrogates; special tokens are plain text unless allowed.
+
+        Takes O(n log n) for n characters.
+        """
         allow_special = allow_special and not self._split_special
         sections: list[int | str] = [text] if text else []
         for added in self._added:

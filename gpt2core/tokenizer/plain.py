@@ -45,7 +45,15 @@ class PlainTokenizer(ByteLevelBPE):
             merges: pairs of tokens, separated by a space, in the order of their ranks; `vocab` has
                 every result.
         """
-        end = AddedToken(vocab[END_OF_TEXT], END_OF_TEXT, True, False, False, False, False)
+        end = AddedToken(
+            id=vocab[END_OF_TEXT],
+            content=END_OF_TEXT,
+            special=True,
+            normalized=False,
+            single_word=False,
+            lstrip=False,
+            rstrip=False,
+        )
         self._alphabet = byte_alphabet()
         by_byte = sorted(self._alphabet, key=self._alphabet.__getitem__)
         super().__init__([vocab[character] for character in by_byte], [end])
