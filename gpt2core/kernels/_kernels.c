@@ -53,6 +53,7 @@
 #define MAX_ROWS 8      /* the larger of the two */
 #define PANEL_PIECE 48  /* outputs of a piece of work that uses panels */
 #define GREEDY_ROWS 64  /* rows of logits that are searched together */
+#define GREEDY_PIECE 504 /* outputs that are searched together, at most */
 #define UNIT_ROWS 24    /* rows of a sequence in one unit of attention work */
 #define MAX_THREADS 64
 #define SMALL_WORK 40000 /* fewer multiply-adds run on one thread: a few microseconds */
@@ -153,10 +154,12 @@ static void cpu_relax(void) { __asm__ volatile("yield"); }
 /* ================ threads ================ */
 
 /*
- * A job is split into pieces, which the calling thread and the workers claim one by one, so a late
- * worker does less and no thread waits for a worker that has not started. `claims` holds the number
- * of the job and of its remaining pieces. A thread that claims a piece by compare-and-swap may read
- * the job's fields until it counts the piece in `finished`.
+ * The calling thread and the workers claim one piece of a job after another, so a late worker does
+ * less and no thread waits for a worker that has not started. A piece is the thread's share of the
+ * items that are left, within limits: large pieces first, small ones at the end, so that all threads
+ * finish together (guided self-scheduling, Polychronopoulos and Kuck 1987). `claims` holds the number
+ * of the job and of its remaining items. A thread that claims a piece by compare-and-swap may read
+ * the job's fields until it counts the items in `finished`.
  */
 static struct {
     pthread_mutex_t busy; /* held by the thread that submitted the job */
@@ -165,12 +168,13 @@ static struct {
     pthread_t workers[MAX_THREADS];
     float *scratch[MAX_THREADS];
     size_t scratch_bytes;
-    _Atomic uint64_t claims; /* job << 32 | pieces left */
+    _Atomic uint64_t claims; /* job << 32 | items left */
     _Atomic uint32_t published, finished;
     _Atomic int sleepers, caller_sleeps, stopping;
     Work *work;
     const void *job;
-    int n_items, step, n_pieces;
+    int n_items;
+    _Atomic int step, most; /* a piece has from `step` to `most` items; read before it is claimed */
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .n_threads = 1};
 
 static int64_t nanoseconds(void)
@@ -205,14 +209,18 @@ static int keep_waiting(int64_t *since)
 static int do_piece(int worker)
 {
     uint64_t claims = atomic_load_explicit(&pool.claims, memory_order_acquire);
+    int n;
     do {
-        if (!(uint32_t)claims) return 0;
-    } while (!atomic_compare_exchange_weak_explicit(&pool.claims, &claims, claims - 1,
+        const int left = (int)(uint32_t)claims;
+        if (!left) return 0;
+        const int share = least(left / pool.n_threads / pool.step * pool.step, pool.most);
+        n = least(share < pool.step ? pool.step : share, left);
+    } while (!atomic_compare_exchange_weak_explicit(&pool.claims, &claims, claims - n,
                                                     memory_order_acq_rel, memory_order_acquire));
-    int begin = (pool.n_pieces - (int)(uint32_t)claims) * pool.step, n_pieces = pool.n_pieces;
-    pool.work(pool.job, begin, least(begin + pool.step, pool.n_items), pool.scratch[worker]);
-    uint32_t finished = atomic_fetch_add(&pool.finished, 1) + 1;
-    if (finished == (uint32_t)n_pieces && atomic_load(&pool.caller_sleeps)) futex_wake(&pool.finished, 1);
+    const int n_items = pool.n_items, begin = n_items - (int)(uint32_t)claims;
+    pool.work(pool.job, begin, begin + n, pool.scratch[worker]);
+    uint32_t finished = atomic_fetch_add(&pool.finished, n) + n;
+    if (finished == (uint32_t)n_items && atomic_load(&pool.caller_sleeps)) futex_wake(&pool.finished, 1);
     return 1;
 }
 
@@ -302,38 +310,38 @@ static int reserve_scratch(size_t bytes)
 }
 
 /*
- * Run items 0..n_items of a job in pieces of `step` items, each with `floats` of scratch. The
- * calling thread runs small jobs alone, and also jobs that find the workers busy.
- * Returns -1 if out of memory.
+ * Run items 0..n_items of a job in pieces of `step` to `most` items, `most` a multiple of `step` or
+ * n_items, each with `floats` of scratch. The calling thread runs small jobs alone, and also jobs that
+ * find the workers busy. Returns -1 if out of memory.
  */
-static int parallel(Work *work, const void *job, int n_items, int step, size_t floats, int is_small)
+static int parallel(Work *work, const void *job, int n_items, int step, int most, size_t floats, int is_small)
 {
     if (n_items <= 0) return 0;
     if (pthread_mutex_trylock(&pool.busy)) {
         float *scratch = new_floats(floats + 1);
         if (!scratch) return -1;
-        for (int begin = 0; begin < n_items; begin += step)
-            work(job, begin, least(begin + step, n_items), scratch);
+        for (int begin = 0; begin < n_items; begin += most)
+            work(job, begin, least(begin + most, n_items), scratch);
         free(scratch);
         return 0;
     }
     int failed = reserve_scratch(floats * sizeof(float));
     if (!failed && (is_small || pool.n_threads == 1 || n_items <= step)) {
-        for (int begin = 0; begin < n_items; begin += step)
-            work(job, begin, least(begin + step, n_items), pool.scratch[0]);
+        for (int begin = 0; begin < n_items; begin += most)
+            work(job, begin, least(begin + most, n_items), pool.scratch[0]);
     } else if (!failed) {
         if (pool.n_workers < pool.n_threads - 1) start_workers();
         pool.work = work;
         pool.job = job;
         pool.n_items = n_items;
         pool.step = step;
-        pool.n_pieces = (n_items + step - 1) / step;
+        pool.most = most;
         atomic_store(&pool.finished, 0);
-        publish(((atomic_load(&pool.claims) >> 32) + 1) << 32 | (uint64_t)pool.n_pieces);
+        publish(((atomic_load(&pool.claims) >> 32) + 1) << 32 | (uint64_t)n_items);
         while (do_piece(0)) {}
         int64_t since = 0;
         uint32_t finished;
-        while ((finished = atomic_load(&pool.finished)) < (uint32_t)pool.n_pieces) {
+        while ((finished = atomic_load(&pool.finished)) < (uint32_t)n_items) {
             if (keep_waiting(&since)) continue;
             atomic_store(&pool.caller_sleeps, 1);
             futex_wait(&pool.finished, finished);
@@ -546,20 +554,18 @@ static const Kernels *choose_kernels(const char *name)
 }
 
 /*
- * Outputs of a piece: several pieces for each thread, so that a late thread costs little. For weights
- * stored as [n_in][n_out], one piece for each thread, so that each reads long runs of every row.
+ * Outputs of the smallest piece of a product, a multiple of each block's outputs, and of the largest.
+ * Weights stored as [n_in][n_out] get one piece for each thread, so that each reads long runs of every row.
  */
-static int piece_of(const Matrix *m, int rows)
+static int smallest_piece(const Matrix *m, int rows, int *most)
 {
     if (m->columns && rows <= COLUMN_ROWS) {
-        const size_t most = COLUMN_SUMS / rows / 16 * 16, pieces = round_up((m->n_out + most - 1) / most, pool.n_threads);
-        return (int)round_up((m->n_out + pieces - 1) / pieces, 16);
+        const size_t limit = COLUMN_SUMS / rows / 16 * 16, pieces = round_up((m->n_out + limit - 1) / limit, pool.n_threads);
+        return *most = (int)round_up((m->n_out + pieces - 1) / pieces, 16);
     }
-    if (!m->columns && rows < PANEL_ROWS[m->kind]) {
-        size_t piece = m->n_out / (pool.n_threads * (rows < 4 ? 2 : 4)) / 12 * 12;
-        return piece < 12 ? 12 : piece > 504 ? 504 : (int)piece;
-    }
-    return PANEL_PIECE;
+    if (m->columns || rows >= PANEL_ROWS[m->kind]) return *most = PANEL_PIECE;
+    *most = (int)m->n_out;
+    return 12;
 }
 
 /* x with padded rows, if n_in is not a multiple of 16 and w is not used in columns. */
@@ -586,7 +592,8 @@ static int linear(const Matrix *m, const float *x, int rows, float *y, enum acti
     float *padded;
     if (!rows) return 0;
     if (pad_rows(&p, &padded)) return -1;
-    int failed = parallel(chosen->product, &p, (int)m->n_out, piece_of(m, rows), PANEL_OUTS * K_CHUNK,
+    int most, step = smallest_piece(m, rows, &most);
+    int failed = parallel(chosen->product, &p, (int)m->n_out, step, most, PANEL_OUTS * K_CHUNK,
                           (double)rows * m->n_out * m->n_in < SMALL_WORK);
     free(padded);
     return failed;
@@ -598,12 +605,13 @@ static int greedy(const Matrix *m, const float *x, int rows, int64_t *ids, char 
     for (int from = 0; from < rows; from += GREEDY_ROWS) {
         Greedy g = {.product = {.m = *m, .x = x + from * m->n_in, .rows = least(GREEDY_ROWS, rows - from)}};
         const int n = g.product.rows;
-        g.piece = piece_of(m, n);
+        smallest_piece(m, n, &g.piece);
+        g.piece = least(g.piece, GREEDY_PIECE);
         const size_t pieces = (m->n_out + g.piece - 1) / g.piece;
         float *padded;
         if (pad_rows(&g.product, &padded)) return -1;
         g.best = malloc(pieces * n * sizeof *g.best);
-        int failed = !g.best || parallel(chosen->greedy, &g, (int)m->n_out, g.piece, PANEL_OUTS * K_CHUNK + (size_t)n * g.piece,
+        int failed = !g.best || parallel(chosen->greedy, &g, (int)m->n_out, g.piece, g.piece, PANEL_OUTS * K_CHUNK + (size_t)n * g.piece,
                                          (double)n * m->n_out * m->n_in < SMALL_WORK);
         for (int r = 0; r < n && !failed; r++) {
             struct best best = g.best[r];
@@ -629,7 +637,7 @@ static int greedy(const Matrix *m, const float *x, int rows, int64_t *ids, char 
 static int layer_norm(const float *x, int rows, size_t n, const float *weight, const float *bias, float epsilon, float *y)
 {
     Norm m = {x, weight, bias, y, n, epsilon};
-    return parallel(chosen->norm, &m, rows, 8, 0, rows * n < SMALL_WORK);
+    return parallel(chosen->norm, &m, rows, 8, 8, 0, rows * n < SMALL_WORK);
 }
 
 /* Copy keys and values of rows begin..end to their caches. */
@@ -669,8 +677,8 @@ static int attention(const float *qkv, float *heads, Sequence *sequences, int n_
     }
     a.max_kv = (int)round_up(a.max_kv, 16);
     size_t width = (size_t)n_head * head_dim, floats = PANEL_OUTS * K_CHUNK + BLOCK_ROWS * (round_up(head_dim, 16) + a.max_kv);
-    return parallel(store_rows, &a, rows, 16, 0, rows * width < SMALL_WORK) ||
-           parallel(chosen->attention, &a, a.n_units, 1, floats, work * width < SMALL_WORK) ? -1 : 0;
+    return parallel(store_rows, &a, rows, 16, 16, 0, rows * width < SMALL_WORK) ||
+           parallel(chosen->attention, &a, a.n_units, 1, 1, floats, work * width < SMALL_WORK) ? -1 : 0;
 }
 
 /* The weights of one transformer block. */
