@@ -53,7 +53,8 @@
 #define MAX_ROWS 8      /* the larger of the two */
 #define PANEL_PIECE 48  /* outputs of a piece of work that uses panels */
 #define GREEDY_ROWS 64  /* rows of logits that are searched together */
-#define GREEDY_PIECE 504 /* outputs that are searched together, at most */
+#define GREEDY_PIECE 480 /* outputs of a piece of such a search, at most */
+#define ROWS_PIECE 1536 /* outputs of other pieces, at most: the results of many rows are still in L2 when the bias is added */
 #define UNIT_ROWS 24    /* rows of a sequence in one unit of attention work */
 #define MAX_THREADS 64
 #define SMALL_WORK 40000 /* fewer multiply-adds run on one thread: a few microseconds */
@@ -156,10 +157,11 @@ static void cpu_relax(void) { __asm__ volatile("yield"); }
 /*
  * The calling thread and the workers claim one piece of a job after another, so a late worker does
  * less and no thread waits for a worker that has not started. A piece is the thread's share of the
- * items that are left, within limits: large pieces first, small ones at the end, so that all threads
- * finish together (guided self-scheduling, Polychronopoulos and Kuck 1987). `claims` holds the number
- * of the job and of its remaining items. A thread that claims a piece by compare-and-swap may read
- * the job's fields until it counts the items in `finished`.
+ * items that are left, in whole steps and within limits: large pieces first, small ones at the end, so
+ * that all threads finish at nearly the same time (guided self-scheduling, Polychronopoulos and Kuck
+ * 1987). `claims` holds the number of the job and of its remaining items. A thread that claims a piece
+ * by compare-and-swap may read the job's fields until it counts the items in `finished`. It reads
+ * `step` and `most` before: if they are those of a later job, the claim fails.
  */
 static struct {
     pthread_mutex_t busy; /* held by the thread that submitted the job */
@@ -174,7 +176,7 @@ static struct {
     Work *work;
     const void *job;
     int n_items;
-    _Atomic int step, most; /* a piece has from `step` to `most` items; read before it is claimed */
+    _Atomic int step, most; /* a piece has from `step` to `most` items, the last one may have fewer */
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .n_threads = 1};
 
 static int64_t nanoseconds(void)
@@ -213,8 +215,8 @@ static int do_piece(int worker)
     do {
         const int left = (int)(uint32_t)claims;
         if (!left) return 0;
-        const int share = least(left / pool.n_threads / pool.step * pool.step, pool.most);
-        n = least(share < pool.step ? pool.step : share, left);
+        const int step = pool.step, most = pool.most, share = least(left / pool.n_threads / step * step, most);
+        n = least(share < step ? step : share, left);
     } while (!atomic_compare_exchange_weak_explicit(&pool.claims, &claims, claims - n,
                                                     memory_order_acq_rel, memory_order_acquire));
     const int n_items = pool.n_items, begin = n_items - (int)(uint32_t)claims;
@@ -259,13 +261,12 @@ static void forked(void)
     atomic_store(&pool.claims, 0);
 }
 
+/* A fork waits for the end of a job, also of one that runs on one thread. */
 static void before_fork(void) { pthread_mutex_lock(&pool.busy); }
 static void after_fork(void) { pthread_mutex_unlock(&pool.busy); }
 
 static void start_workers(void)
 {
-    static int registered;
-    if (!registered) registered = !pthread_atfork(before_fork, after_fork, forked);
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old); /* the program's own threads handle signals */
@@ -279,7 +280,9 @@ static void start_workers(void)
 
 static void set_threads(int n)
 {
+    static int registered;
     pthread_mutex_lock(&pool.busy);
+    if (!registered) registered = !pthread_atfork(before_fork, after_fork, forked);
     atomic_store(&pool.stopping, 1);
     publish(0);
     for (; pool.n_workers; pool.n_workers--) pthread_join(pool.workers[pool.n_workers - 1], NULL);
@@ -310,8 +313,8 @@ static int reserve_scratch(size_t bytes)
 }
 
 /*
- * Run items 0..n_items of a job in pieces of `step` to `most` items, `most` a multiple of `step` or
- * n_items, each with `floats` of scratch. The calling thread runs small jobs alone, and also jobs that
+ * Run items 0..n_items of a job in pieces of `step` to `most` items, `most` a multiple of `step`, each
+ * with `floats` of scratch. The calling thread runs small jobs alone, and also jobs that
  * find the workers busy. Returns -1 if out of memory.
  */
 static int parallel(Work *work, const void *job, int n_items, int step, int most, size_t floats, int is_small)
@@ -554,8 +557,9 @@ static const Kernels *choose_kernels(const char *name)
 }
 
 /*
- * Outputs of the smallest piece of a product, a multiple of each block's outputs, and of the largest.
- * Weights stored as [n_in][n_out] get one piece for each thread, so that each reads long runs of every row.
+ * Returns the outputs of the smallest piece of a product, a multiple of each block's outputs; `most` gets
+ * those of the largest. Weights stored as [n_in][n_out] get one piece for each thread, so that each reads long
+ * runs of every row.
  */
 static int smallest_piece(const Matrix *m, int rows, int *most)
 {
@@ -564,7 +568,7 @@ static int smallest_piece(const Matrix *m, int rows, int *most)
         return *most = (int)round_up((m->n_out + pieces - 1) / pieces, 16);
     }
     if (m->columns || rows >= PANEL_ROWS[m->kind]) return *most = PANEL_PIECE;
-    *most = (int)m->n_out;
+    *most = ROWS_PIECE;
     return 12;
 }
 

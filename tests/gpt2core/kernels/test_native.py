@@ -454,6 +454,29 @@ def test_kernels_work_after_a_fork() -> None:
     )
 
 
+def test_a_fork_during_a_job_of_one_thread_leaves_the_kernels_usable() -> None:
+    assert (
+        in_a_process(
+            "import signal, threading\n_kernels.set_threads(1)\nstop = threading.Event()\n"
+            "table = memoryview(bytes(4 << 22)).cast('f')\n"
+            "matrix = _kernels.matrix(0, 0, 1 << 16, 64, table, None, None)\n"
+            "row = memoryview(bytes(4 * 64)).cast('f')\n"
+            "def work():\n"
+            "    while not stop.is_set(): _kernels.greedy(matrix, row, 1, 1)\n"
+            "thread = threading.Thread(target=work)\nthread.start()\nfound = []\n"
+            "for _ in range(5):\n"
+            "    child = os.fork()\n"
+            "    if not child:\n"
+            "        signal.alarm(10)\n"
+            "        _kernels.set_threads(1)\n"
+            "        os._exit(0 if product() else 1)\n"
+            "    found.append(os.waitpid(child, 0)[1])\n"
+            "stop.set()\nthread.join()\nprint(set(found))"
+        )
+        == "{0}"
+    )
+
+
 def test_concurrent_calls_do_not_interfere() -> None:
     assert (
         in_a_process(
