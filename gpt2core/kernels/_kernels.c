@@ -314,8 +314,8 @@ static int reserve_scratch(size_t bytes)
 
 /*
  * Run items 0..n_items of a job in pieces of `step` to `most` items, `most` a multiple of `step`, each
- * with `floats` of scratch. The calling thread runs small jobs alone, and also jobs that
- * find the workers busy. Returns -1 if out of memory.
+ * with `floats` of scratch. The calling thread runs small jobs alone, and also jobs that find the
+ * workers busy. Returns -1 if out of memory.
  */
 static int parallel(Work *work, const void *job, int n_items, int step, int most, size_t floats, int is_small)
 {
@@ -557,9 +557,9 @@ static const Kernels *choose_kernels(const char *name)
 }
 
 /*
- * Returns the outputs of the smallest piece of a product, a multiple of each block's outputs; `most` gets
- * those of the largest. Weights stored as [n_in][n_out] get one piece for each thread, so that each reads long
- * runs of every row.
+ * The outputs of the smallest piece of a product, a multiple of each block's outputs, and in `most`
+ * those of the largest. Weights stored as [n_in][n_out] get one piece for each thread, so that each
+ * reads long runs of every row.
  */
 static int smallest_piece(const Matrix *m, int rows, int *most)
 {
